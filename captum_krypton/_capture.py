@@ -1,0 +1,350 @@
+"""From a forward function to a graph that is valid for every batch size.
+
+The function is recorded twice, with two and with three rows that differ. The two recordings
+must be the same operators; a size that differs between them grows with the batch, and anything
+else that differs means that the function looks at its data or at the batch, which no graph can
+say.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._graph import BatchInt, Graph, Node, Value, ValueId, resolve, walk
+from ._recorder import NotCapturable, Recorder, Recording, trains
+
+__all__ = ["Capture", "NotCapturable", "capture", "reachable_modules"]
+
+_FEW, _MANY = 2, 3
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A graph and the state of the world that it is true for.
+
+    Attributes:
+        graph: the forward function, constants folded, dead code gone.
+        leaves: the parameters, buffers and constants that the function read.
+        state: what `current_state` said when the function was recorded.
+    """
+
+    graph: Graph
+    leaves: tuple[Tensor, ...]
+    state: tuple[Any, ...]
+
+    def is_current(self, forward: Callable[..., Any]) -> bool:
+        """Whether nothing that the graph depends on has changed since it was recorded."""
+        return current_state(forward, self.leaves) == self.state
+
+
+def capture(
+    forward: Callable[..., Any], arguments: tuple[Any, ...], batched: tuple[bool, ...]
+) -> Capture:
+    """Records `forward(*arguments)` as a graph over a batch of any size.
+
+    Args:
+        forward: the user's forward function.
+        arguments: all its positional arguments; tensors have shape (N, ...).
+        batched: for every argument, whether it is a tensor with one row an example.
+
+    Returns:
+        The graph; its inputs are the batched arguments in order.
+
+    Raises:
+        NotCapturable: where the function cannot be written as such a graph.
+    """
+    modules = reachable_modules(forward)
+    _refuse_training(modules)
+    with _recording_conditions(arguments):
+        few, few_leaves = _record(forward, arguments, batched, _FEW)
+        many, many_leaves = _record(forward, arguments, batched, _MANY)
+    graph = _pair(few, many, few_leaves, many_leaves)
+    leaves = tuple(few_leaves.values())
+    graph = _fold_constants(graph, few.tensors)
+    _refuse(graph)
+    return Capture(graph, leaves, current_state(forward, leaves))
+
+
+def current_state(forward: Callable[..., Any], leaves: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """A value that changes when a parameter, buffer, mode or hook of the model changes."""
+    state: list[Any] = [torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")]
+    for module in reachable_modules(forward):
+        for part in module.modules():
+            state.append((id(part), part.training, *_hooks(part)))
+        tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
+        state.extend((id(t), t.data_ptr(), t.dtype, t.device) for t in tensors)
+    state.extend(_fingerprint(leaf) for leaf in leaves)
+    return tuple(state)
+
+
+def reachable_modules(forward: Callable[..., Any]) -> tuple[nn.Module, ...]:
+    """The modules that a callable holds: itself, its owner, its closure, its partial's parts."""
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(thing: Any, depth: int) -> None:
+        if id(thing) in seen or depth > 4:
+            return
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            found[id(thing)] = thing
+        elif isinstance(thing, functools.partial):
+            for part in (thing.func, *thing.args, *thing.keywords.values()):
+                visit(part, depth + 1)
+        elif isinstance(thing, (tuple, list)):
+            for part in thing:
+                visit(part, depth + 1)
+        elif isinstance(thing, dict):
+            for part in thing.values():
+                visit(part, depth + 1)
+        elif hasattr(thing, "__code__"):
+            for cell in thing.__closure__ or ():
+                try:
+                    visit(cell.cell_contents, depth + 1)
+                except ValueError:  # a cell that is still empty
+                    continue
+            for name in thing.__code__.co_names:
+                part = thing.__globals__.get(name)
+                if isinstance(part, nn.Module) or hasattr(part, "__code__"):
+                    visit(part, depth + 1)
+        elif hasattr(thing, "__self__"):
+            visit(thing.__self__, depth + 1)
+            visit(getattr(thing, "__func__", None), depth + 1)
+        elif callable(thing) and hasattr(thing, "__dict__"):
+            for part in vars(thing).values():
+                visit(part, depth + 1)
+
+    visit(forward, 0)
+    visit(getattr(forward, "__self__", None), 0)
+    visit(getattr(forward, "__wrapped__", None), 0)
+    return tuple(found.values())
+
+
+def _hooks(module: nn.Module) -> tuple[int, ...]:
+    return (*module._forward_hooks.keys(), -1, *module._forward_pre_hooks.keys())
+
+
+def _refuse_training(modules: tuple[nn.Module, ...]) -> None:
+    for module in modules:
+        for name, part in module.named_modules():
+            norm = isinstance(part, nn.modules.batchnorm._NormBase)
+            if not part.training or not (norm or isinstance(part, nn.modules.dropout._DropoutNd)):
+                continue
+            if norm and not isinstance(part, nn.modules.batchnorm._BatchNorm):
+                if not part.track_running_stats:
+                    continue  # instance norm works row by row in either mode
+            if getattr(part, "p", None) == 0:
+                continue
+            raise NotCapturable(f"module {name or type(part).__name__!r} is in training mode")
+
+
+@contextmanager
+def _recording_conditions(arguments: tuple[Any, ...]) -> Iterator[None]:
+    """Leaves random number generators as they are and asks compiled code to run eagerly."""
+    cuda = {a.device.index for a in arguments if isinstance(a, Tensor) and a.is_cuda}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=sorted(cuda)))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _record(
+    forward: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    batched: tuple[bool, ...],
+    rows: int,
+) -> tuple[Recording, dict[ValueId, Tensor]]:
+    prepared = tuple(
+        _rows(argument, rows) if is_batched else argument
+        for argument, is_batched in zip(arguments, batched, strict=True)
+    )
+    tensors = tuple(p for p, is_batched in zip(prepared, batched, strict=True) if is_batched)
+    recorder = Recorder(tensors)
+    recording = recorder.record(forward, prepared)
+    return recording, {leaf: recording.tensors[leaf] for leaf in recording.leaves}
+
+
+def _rows(tensor: Tensor, rows: int) -> Tensor:
+    """`rows` different rows: the first example, and the same with a part of it at its mean."""
+    example = tensor.detach()[:1]
+    out = example.repeat(rows, *([1] * (tensor.dim() - 1)))
+    if tensor.dim() == 1 or tensor.numel() == 0 or not tensor.is_floating_point():
+        return out
+    flat = out.view(rows, -1)
+    for row in range(rows):
+        if row == rows - 2:
+            continue  # the untouched example stands first of two and second of three
+        start = flat.shape[1] * row // (rows + 1)
+        part = flat[row, start : start + max(1, flat.shape[1] // (rows + 1))]
+        part.copy_(part.flip(0))
+    return out
+
+
+def _pair(
+    few: Recording,
+    many: Recording,
+    few_leaves: dict[ValueId, Tensor],
+    many_leaves: dict[ValueId, Tensor],
+) -> Graph:
+    """One graph from two recordings, or a reason why they are not the same function."""
+    if len(few.nodes) != len(many.nodes):
+        raise NotCapturable("the forward runs other operators for other inputs or batch sizes")
+    to_many: dict[ValueId, ValueId] = dict(zip(few.inputs, many.inputs, strict=True))
+    shapes: dict[ValueId, tuple[int | BatchInt, ...]] = {}
+
+    def see(value: ValueId, other: ValueId) -> None:
+        known = to_many.setdefault(value, other)
+        if known != other:
+            raise NotCapturable("the forward connects its operators in another way for other data")
+        if few.dtypes[value] != many.dtypes[other]:
+            raise NotCapturable("the forward's types depend on its data")
+        shapes[value] = _affine_shape(few.shapes[value], many.shapes[other])
+        if value in few_leaves:
+            _refuse_changed_leaf(few_leaves[value], many_leaves.get(other))
+
+    def merge(a: Any, b: Any) -> Any:
+        if isinstance(a, Value) and isinstance(b, Value):
+            see(a.id, b.id)
+            return a
+        if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)) and len(a) == len(b):
+            return type(a)(merge(x, y) for x, y in zip(a, b, strict=True))
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            return {k: merge(v, b[k]) for k, v in a.items()}
+        if type(a) is int and type(b) is int:
+            return _affine(a, b)
+        if type(a) is type(b) and (a is b or a == b or (a != a and b != b)):
+            return a
+        raise NotCapturable(f"a number in the forward depends on its data or batch: {a}, {b}")
+
+    for value, other in to_many.items():
+        shapes[value] = _affine_shape(few.shapes[value], many.shapes[other])
+    nodes = []
+    for node, twin in zip(few.nodes, many.nodes, strict=True):
+        if node.op is not twin.op or len(node.outputs) != len(twin.outputs):
+            raise NotCapturable("the forward runs other operators for other inputs or batch sizes")
+        args = merge(node.args, twin.args)
+        kwargs = merge(node.kwargs, twin.kwargs)
+        for value, other in zip(node.outputs, twin.outputs, strict=True):
+            if (value < 0) != (other < 0):
+                raise NotCapturable("the forward runs other operators for other inputs")
+            if value >= 0:
+                see(value, other)
+        nodes.append(Node(node.op, args, kwargs, node.outputs, node.several))
+    see(few.output, many.output)
+    for leaf, tensor in few_leaves.items():
+        shapes.setdefault(leaf, tuple(tensor.shape))
+    graph = Graph(nodes, few.inputs, few.output, shapes, dict(few.dtypes), dict(few_leaves))
+    return graph.dead_code_eliminated()
+
+
+def _affine(a: int, b: int) -> int | BatchInt:
+    if a == b:
+        return a
+    slope, rest = divmod(b - a, _MANY - _FEW)
+    if rest:
+        raise NotCapturable(f"a size in the forward is not affine in the batch: {a}, {b}")
+    return BatchInt(slope, a - slope * _FEW)
+
+
+def _affine_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int | BatchInt, ...]:
+    if len(a) != len(b):
+        raise NotCapturable("the forward's shapes depend on its data or batch")
+    return tuple(_affine(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _refuse_changed_leaf(a: Tensor, b: Tensor | None) -> None:
+    if b is None or a is b:
+        if b is None:
+            raise NotCapturable("the forward reads other tensors for other inputs")
+        return
+    same = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+    if not same or not torch.equal(a.nan_to_num() if a.is_floating_point() else a,
+                                   b.nan_to_num() if b.is_floating_point() else b):
+        raise NotCapturable("a tensor made inside the forward depends on its data or batch")
+
+
+# Operators that take no more than the kind, and some the shape, of their operand.
+_READS_NO_DATA = {
+    f"aten.{name}"
+    for name in ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
+}
+
+
+def _fold_constants(graph: Graph, recorded: dict[ValueId, Tensor]) -> Graph:
+    """Runs the operators that depend on neither the inputs nor the batch size, once."""
+    constants = dict(graph.constants)
+    nodes: list[Node] = []
+    with torch.no_grad():
+        for node in graph.nodes:
+            constant = node.name in _READS_NO_DATA or all(v in constants for v in node.operands())
+            if not constant or _grows(graph, node):
+                nodes.append(node)
+                continue
+            tensors = recorded | constants
+            arguments = resolve((node.args, node.kwargs), tensors.__getitem__, 0)
+            result = node.op(*arguments[0], **arguments[1])
+            results = result if node.several else (result,)
+            constants.update((v, r) for v, r in zip(node.outputs, results, strict=True) if v >= 0)
+    folded = Graph(nodes, graph.inputs, graph.output, graph.shapes, graph.dtypes, constants)
+    return folded.dead_code_eliminated()
+
+
+def _grows(graph: Graph, node: Node) -> bool:
+    sizes = (s for v in node.outputs if v >= 0 for s in graph.shapes[v])
+    return any(isinstance(a, BatchInt) for a in (*sizes, *walk((node.args, node.kwargs))))
+
+
+_OVERWRITES = {"aten.fill", "aten.zero", "aten.copy"}
+
+
+def _refuse(graph: Graph) -> None:
+    """Refuses what the batch would change: data-dependent, random or mixing operators."""
+    if graph.output in graph.constants:
+        raise NotCapturable("the outcome does not depend on the inputs")
+    users = graph.users()
+    for node in graph.nodes:
+        tags = node.op.tags  # type: ignore[attr-defined]
+        if "batch_norm" in node.name and trains(node.bound()):
+            raise NotCapturable("a batch norm takes its statistics from the batch")
+        if torch.Tag.data_dependent_output in tags:
+            raise NotCapturable(f"the forward reads a value out of a tensor ({node.op})")
+        if torch.Tag.dynamic_output_shape in tags:
+            raise NotCapturable(f"a shape in the forward depends on the data ({node.op})")
+        if node.name.split(".")[-1].startswith(("empty", "new_empty")):
+            readers = {user.name for v in node.outputs for user in users.get(v, [])}
+            if readers - _OVERWRITES:
+                raise NotCapturable(f"the forward reads memory written outside torch ({node.op})")
+        for value in node.outputs:
+            if value >= 0 and value in users | {graph.output: []}:
+                if not any(isinstance(s, BatchInt) for s in graph.shapes[value]):
+                    raise NotCapturable(f"the forward mixes the rows of a batch ({node.op})")
+    shape = graph.shapes[graph.output]
+    if not shape or shape[0] != BatchInt(1, 0):
+        raise NotCapturable("the outcome does not have one row an example")
+
+
+def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
+    """Changes when the tensor's content does, also where autograd's version counter does not."""
+    place = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr())
+    if tensor.numel() == 0:
+        return place
+    with torch.no_grad():
+        data = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+        memory = data.contiguous().reshape(-1).view(torch.uint8)
+        if memory.data_ptr() % 8:  # a word must start on a word's boundary
+            memory = memory.clone()
+        words = memory[: memory.numel() // 8 * 8].view(torch.int64)
+        side = 1 << (words.numel().bit_length() // 2)
+        rows = words[: words.numel() // side * side].view(-1, side).sum(1)
+        rest = words[rows.numel() * side :].sum() + memory[words.numel() * 8 :].sum()
+        weights = 2 * torch.arange(rows.numel(), device=rows.device) + 1
+        return (*place, int(((rows ^ (rows >> 31)) * weights).sum() + rest))

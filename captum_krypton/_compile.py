@@ -1,0 +1,162 @@
+"""A captured model with all that is worth keeping between calls: constants, rules, plans."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._analyse import analyse
+from ._arguments import Call
+from ._capture import Capture, capture, current_state
+from ._execute import channels_last, prepare_constants
+from ._graph import BatchInt
+from ._plan import Plan, make_plan
+from ._recorder import NotCapturable
+from ._simplify import simplified
+from ._windows import WindowGrid
+
+__all__ = ["Compiled", "CompileCache", "signature"]
+
+_KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
+
+
+class Compiled:
+    """A model captured for one kind of input."""
+
+    def __init__(self, forward: Callable[..., Any], call: Call) -> None:
+        self.capture: Capture = capture(forward, call.arguments, call.batched)
+        self.graph = simplified(self.capture.graph)
+        if any(isinstance(s, BatchInt) for s in self.graph.shapes[self.graph.output][1:]):
+            raise NotCapturable("the outcome's shape depends on the batch size")
+        first = call.inputs[0]
+        self.last = channels_last(first)
+        self.constants = prepare_constants(self.graph, self.last)
+        self.checked: set[tuple[Any, ...]] = set()
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    def plan(
+        self, call: Call, position: int, *, memory_budget: int, most_rows: int
+    ) -> Plan:
+        """The plan for occluding one of the inputs: the cheaper of patches and whole volumes."""
+        grid = call.grids[position]
+        key = (position, grid, call.examples, memory_budget, most_rows)
+        if key not in self._plans:
+            tensor = call.inputs[position]
+            axes = window_axes(grid)
+            plans = []
+            for incremental in (True, False):
+                analysis = analyse(
+                    self.graph,
+                    self.graph.inputs[position],
+                    tuple(axis + 1 for axis in axes),
+                    incremental=incremental,
+                )
+                plans.append(
+                    make_plan(
+                        analysis,
+                        grid,
+                        axes,
+                        images=call.examples,
+                        memory_budget=memory_budget,
+                        most_rows=most_rows,
+                        element_bytes=tensor.element_size(),
+                    )
+                )
+            self._plans[key] = min(plans, key=lambda plan: plan.cost)
+        return self._plans[key]
+
+
+def window_axes(grid: WindowGrid) -> tuple[int, ...]:
+    """The dimensions (without the batch) that are tracked: all but the channels, 3 at most."""
+    first = 1 if len(grid.shape) > 1 else 0
+    return tuple(range(first, len(grid.shape)))[-3:]
+
+
+def signature(call: Call) -> tuple[Any, ...]:
+    """What of a call a capture depends on: kinds and shapes of tensors, values of the rest."""
+    parts: list[Any] = []
+    for argument, batched in zip(call.arguments, call.batched, strict=True):
+        if isinstance(argument, Tensor) and batched:
+            parts.append((tuple(argument.shape[1:]), argument.dtype, argument.device))
+        elif isinstance(argument, Tensor):
+            parts.append(id(argument))
+        else:
+            parts.append((type(argument), _hashable(argument)))
+    return tuple(parts)
+
+
+def _hashable(argument: Any) -> Any:
+    try:
+        hash(argument)
+    except TypeError:
+        return repr(argument)
+    return argument
+
+
+class CompileCache:
+    """The latest captures of one forward function.
+
+    A capture is used as long as nothing that it depends on has changed: parameters, buffers,
+    modes and hooks are compared at every call, contents included.
+    """
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[Any, ...], tuple[Compiled, tuple[Any, ...]]] = (
+            OrderedDict()
+        )
+        self._refusals: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {}
+
+    def get(self, forward: Callable[..., Any], call: Call, *, renew: bool = False) -> Compiled:
+        """The model captured for this kind of input.
+
+        Args:
+            forward: the forward function.
+            call: the arguments.
+            renew: capture again even if there is a capture.
+
+        Raises:
+            NotCapturable: where the forward function cannot be captured.
+        """
+        key = signature(call)
+        if not renew and key in self._entries:
+            compiled, _ = self._entries[key]
+            if compiled.capture.is_current(forward):
+                self._entries.move_to_end(key)
+                return compiled
+        self._entries.pop(key, None)
+        reason, state = self._refusals.get(key, ("", None))
+        if reason and state == current_state(forward, ()):
+            raise NotCapturable(reason)
+        try:
+            compiled = Compiled(forward, call)
+        except NotCapturable as refusal:
+            self._refusals[key] = (str(refusal), current_state(forward, ()))
+            raise
+        held = tuple(a for a in call.extra if isinstance(a, Tensor))  # so that no id is used twice
+        self._entries[key] = (compiled, held)
+        while len(self._entries) > _KEPT:
+            self._entries.popitem(last=False)
+        return compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+def default_memory_budget(device: torch.device) -> int:
+    """A quarter of the memory that is free now, in bytes."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) // 4
+    try:
+        pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 30
+    return max(pages * size // 4, 1 << 28)

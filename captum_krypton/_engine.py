@@ -1,0 +1,367 @@
+"""One call from checked arguments to maps: capture, plan, run, compare."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from captum._utils.common import _run_forward, _select_targets
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ._arguments import Call, Predicted
+from ._compile import CompileCache, Compiled, default_memory_budget
+from ._execute import Execution
+from ._heatmap import OcclusionMap, Report
+from ._naive import naive_scores
+from ._ops import backend_info
+from ._plan import Plan
+from ._recorder import NotCapturable
+
+__all__ = ["Engine", "Fallback"]
+
+# How far two computations of one outcome may be apart, relative to the largest outcome: the
+# captured graph and the forward function on the untouched input, and on the checked windows.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_CHECKED = 4
+_MOST_ROWS = {"cpu": 64}
+_MOST_ROWS_ELSEWHERE = 256
+
+
+class Fallback(Exception):
+    """The map cannot be made from a graph; the message says why."""
+
+
+class _Stale(Exception):
+    """The graph and the forward function give different outcomes for the untouched input."""
+
+
+class Engine:
+    """Makes maps for one forward function, and keeps its captures.
+
+    Args:
+        forward: the forward function.
+        memory_budget: bytes for activations, or None for a share of the free memory.
+        self_check: whether the first map of a graph is compared with the forward function.
+    """
+
+    def __init__(
+        self, forward: Callable[..., Any], memory_budget: int | None, self_check: bool
+    ) -> None:
+        self.forward, self.memory_budget, self.self_check = forward, memory_budget, self_check
+        self.cache = CompileCache()
+
+    def maps(self, call: Call, show_progress: bool) -> tuple[OcclusionMap, ...]:
+        """One map for each input.
+
+        Raises:
+            Fallback: where the forward function must be run itself, for every window.
+        """
+        started = time.perf_counter()
+        _refuse(call)
+        with _untouched_random_state(call):
+            compiled = self._compiled(call)
+            output = self._reference(call)
+            target = resolve_target(output, call.target)
+            reference = _select_targets(output, target)
+            try:
+                return self._run(call, compiled, output, reference, target, show_progress, started)
+            except _Stale:
+                compiled = self._compiled(call, renew=True)
+            try:
+                return self._run(call, compiled, output, reference, target, show_progress, started)
+            except _Stale as stale:
+                raise Fallback(str(stale)) from None
+
+    def plans(self, call: Call) -> tuple[Plan, ...]:
+        """The plan for each input."""
+        _refuse(call)
+        with _untouched_random_state(call):
+            compiled = self._compiled(call)
+        return tuple(self._plan(compiled, call, i) for i in range(len(call.inputs)))
+
+    def naive_maps(
+        self, call: Call, fallback: Fallback, show_progress: bool
+    ) -> tuple[OcclusionMap, ...]:
+        """The maps by running the forward function for every window, as Captum does."""
+        output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+        if not isinstance(output, Tensor):
+            output = torch.tensor(output)
+        target = resolve_target(output, call.target)
+        reference = _select_targets(output, target)
+        maps = []
+        for position, grid in enumerate(call.grids):
+            started = time.perf_counter()
+            with _progress(call, show_progress, grid.total) as advance:
+                scores = naive_scores(
+                    self.forward, call, position, target, list(range(grid.total)), advance
+                )
+            report = Report(
+                "captum", (str(fallback),), grid.total, 1,
+                math.ceil(grid.total / (call.perturbations or 1)), call.perturbations or 1,
+                time.perf_counter() - started,
+            )
+            rows = scores.movedim(0, 1) if scores.dim() > 1 else scores[None]
+            maps.append(_map(call, position, rows, reference, target, report))
+        return tuple(maps)
+
+    def resolved_target(self, call: Call) -> Any:
+        """The target as Captum takes it; runs the forward function only where it must."""
+        if not isinstance(call.target, Predicted):
+            return call.target
+        output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+        return resolve_target(output, call.target) if isinstance(output, Tensor) else None
+
+    def _compiled(self, call: Call, *, renew: bool = False) -> Compiled:
+        try:
+            return self.cache.get(self.forward, call, renew=renew)
+        except NotCapturable as refusal:
+            raise Fallback(str(refusal)) from None
+        except Exception as error:  # the user's function failed on rows of ours: Captum's path
+            text = f"capturing the forward failed with {type(error).__name__}: {error}"
+            raise Fallback(text) from error
+
+    def _reference(self, call: Call) -> Tensor:
+        output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+        if not isinstance(output, Tensor) or output.dim() == 0:
+            raise Fallback("the forward returns one number for the whole batch")
+        if output.shape[0] != call.examples:
+            raise Fallback("the forward does not return one row an example")
+        return output.detach()
+
+    def _plan(self, compiled: Compiled, call: Call, position: int) -> Plan:
+        device = call.inputs[position].device
+        budget = self.memory_budget or default_memory_budget(device)
+        budget = 1 << (budget.bit_length() - 1)  # a power of two, so that plans are used again
+        most = _MOST_ROWS.get(device.type, _MOST_ROWS_ELSEWHERE)
+        if call.perturbations is not None:
+            most = call.perturbations * call.examples
+        return compiled.plan(call, position, memory_budget=budget, most_rows=most)
+
+    def _run(
+        self,
+        call: Call,
+        compiled: Compiled,
+        output: Tensor,
+        reference: Tensor,
+        target: Any,
+        show_progress: bool,
+        started: float,
+    ) -> tuple[OcclusionMap, ...]:
+        plans = [self._plan(compiled, call, i) for i in range(len(call.inputs))]
+        windows = sum(plan.grid.total for plan in plans)
+        maps = []
+        setup = time.perf_counter() - started
+        with _progress(call, show_progress, windows) as advance:
+            for position, plan in enumerate(plans):
+                began = time.perf_counter()
+                noise = _Noise(output)
+                execution = Execution(
+                    plan,
+                    compiled.constants,
+                    tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
+                    _baseline(call, position),
+                    lambda rows, image: _select_targets(rows, _row_target(target, image)),
+                    last=compiled.last,
+                    on_base=noise.see,
+                )
+                scores = execution.run(advance)
+                check = time.perf_counter()
+                checked, error = self._check(
+                    call, compiled, position, plan, scores, reference, target, noise
+                )
+                now = time.perf_counter()
+                setup += now - check
+                report = Report(
+                    "incremental" if plan.incremental else "full",
+                    plan.reasons,
+                    plan.grid.total,
+                    len(plan.groups),
+                    execution.statistics.batches,
+                    execution.statistics.batch_size,
+                    now - began + (setup - (now - check)),
+                    setup,
+                    plan.theoretical_speedup,
+                    checked,
+                    error,
+                    backend_info().name,
+                )
+                maps.append(_map(call, position, scores, reference, target, report))
+                setup = 0.0
+        return tuple(maps)
+
+    def _check(
+        self,
+        call: Call,
+        compiled: Compiled,
+        position: int,
+        plan: Plan,
+        scores: Tensor,
+        reference: Tensor,
+        target: Any,
+        noise: _Noise,
+    ) -> tuple[int, float]:
+        """Runs a few windows through the forward function, on the first use of a plan."""
+        key = (position, plan.grid)
+        if not self.self_check or key in compiled.checked:
+            return 0, 0.0
+        windows = checked_windows(plan.grid.counts)
+        single = Call(**{**vars(call), "perturbations": 1})
+        naive = naive_scores(self.forward, single, position, target, windows, lambda rows: None)
+        ours = scores.movedim(1, 0)[windows].reshape(naive.shape)
+        error = difference(ours, naive)
+        scale = max(float(_largest(naive)), float(_largest(reference)))
+        allowed = _TOLERANCE.get(naive.dtype, 0.0) * scale
+        if noise.error is not None and naive.dtype in _TOLERANCE:
+            small = 1e-2 if naive.dtype != torch.float64 else 1e-1
+            allowed = min(allowed, 20 * noise.error + small * allowed)
+        if not error <= allowed:
+            raise Fallback(
+                f"the first map differs from the forward function by {error:.3g} at windows "
+                f"{windows} (allowed: {allowed:.3g})"
+            )
+        compiled.checked.add(key)
+        return len(windows), error
+
+
+class _Noise:
+    """Compares the graph's outcome for the untouched input with the forward function's."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output, self.error = output, None
+        self.error: float | None
+
+    def see(self, images: slice, output: Tensor) -> None:
+        """Takes the graph's output for some of the images."""
+        expected = self.output[images]
+        if output.shape != expected.shape or output.dtype != expected.dtype:
+            raise _Stale("the graph's output has another shape or type than the forward's")
+        error = difference(output, expected)
+        allowed = _TOLERANCE.get(expected.dtype, 0.0) * float(_largest(expected))
+        if not error <= allowed:
+            raise _Stale(
+                f"the captured graph gives an outcome that differs by {error:.3g} from the "
+                f"forward function's (allowed: {allowed:.3g})"
+            )
+        self.error = max(self.error or 0.0, error)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference; infinite where one is finite and the other is not."""
+    if a.numel() == 0:
+        return 0.0
+    a, b = a.double(), b.double()
+    gap = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+    return float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max())
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    finite = tensor.double().abs()
+    finite = torch.where(finite.isfinite(), finite, 0.0)
+    return finite.max() if finite.numel() else finite.sum()
+
+
+def checked_windows(counts: tuple[int, ...]) -> list[int]:
+    """A corner, the middle, an edge and the last of the windows, by row-major number."""
+    places = [
+        tuple(0 for _ in counts),
+        tuple(c // 2 for c in counts),
+        tuple(c // 2 if i == len(counts) - 1 else c - 1 for i, c in enumerate(counts)),
+        tuple(c - 1 for c in counts),
+    ]
+    numbers = set()
+    for place in places[:_CHECKED]:
+        number = 0
+        for index, count in zip(place, counts, strict=True):
+            number = number * count + index
+        numbers.add(number)
+    return sorted(numbers)
+
+
+def resolve_target(output: Tensor, target: Any) -> Any:
+    """Captum's target; for the default, the largest output of each example."""
+    if not isinstance(target, Predicted):
+        return target
+    if output.dim() < 2 or output.numel() == 0:
+        return None
+    best = output.reshape(output.shape[0], -1).argmax(1)
+    if output.dim() == 2:
+        return int(best) if len(best) == 1 else best
+    index = torch.unravel_index(best, output.shape[1:])
+    return [tuple(int(i[n]) for i in index) for n in range(output.shape[0])]
+
+
+def _row_target(target: Any, image: Tensor) -> Any:
+    """The target for rows that belong to the given images."""
+    if isinstance(target, list):
+        return [target[i] for i in image.tolist()]
+    if isinstance(target, Tensor) and target.numel() > 1:
+        return target.to(image.device)[image]
+    return target
+
+
+def _baseline(call: Call, position: int) -> Tensor | float:
+    baseline = call.baselines[position]
+    if not isinstance(baseline, Tensor):
+        return float(baseline)
+    tensor = call.inputs[position]
+    rows = tensor.shape[0] if baseline.dim() == tensor.dim() and baseline.shape[0] > 1 else 1
+    return baseline.to(tensor.dtype).expand(rows, *tensor.shape[1:])
+
+
+def _refuse(call: Call) -> None:
+    """Raises Fallback for inputs that only Captum's own arithmetic can be asked about."""
+    for i, (tensor, baseline) in enumerate(zip(call.inputs, call.baselines, strict=True)):
+        if tensor.dim() < 2:
+            raise Fallback(f"inputs[{i}] has no dimension besides the batch")
+        if tensor.numel() == 0:
+            raise Fallback(f"inputs[{i}] is empty")
+        if tensor.dtype is torch.bool or tensor.is_complex():
+            raise Fallback(f"inputs[{i}] is of type {tensor.dtype}")
+        if torch.result_type(tensor, baseline) != tensor.dtype:
+            raise Fallback(
+                f"baselines[{i}] changes the type of inputs[{i}] from {tensor.dtype} to "
+                f"{torch.result_type(tensor, baseline)}"
+            )
+        finite = (
+            bool(baseline.isfinite().all())
+            if isinstance(baseline, Tensor)
+            else math.isfinite(baseline)
+        )
+        if not finite:
+            raise Fallback(f"baselines[{i}] is not finite")
+
+
+def _map(
+    call: Call, position: int, scores: Tensor, reference: Tensor, target: Any, report: Report
+) -> OcclusionMap:
+    """Puts (N, windows, outputs...) into the shape of the grid."""
+    grid = call.grids[position]
+    counts = grid.counts
+    if len(counts) > 1 and counts[0] == 1:
+        counts = counts[1:]
+    ordered = scores.movedim(1, -1).unflatten(-1, counts)
+    return OcclusionMap(ordered, reference, grid, target, report)
+
+
+@contextmanager
+def _untouched_random_state(call: Call) -> Iterator[None]:
+    cuda = {t.device.index for t in call.inputs if t.is_cuda}
+    with torch.random.fork_rng(devices=sorted(cuda)):
+        yield
+
+
+@contextmanager
+def _progress(call: Call, show: bool, windows: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over windows, each counted once an example."""
+    if not show:
+        yield lambda rows: None
+        return
+    with tqdm(total=windows * call.examples, desc="Krypton Occlusion", unit="window") as bar:
+        yield bar.update
+
+

@@ -1,0 +1,569 @@
+"""Runs a plan: materialises the base, then gathers, applies and projects, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._graph import Graph, Node, ValueId, resolve
+from ._operators import Boxes, Dims, Frame, Kind, Step, whole_step
+from ._ops import gather_patches
+from ._plan import GroupPlan, Plan
+from ._regions import Box
+
+__all__ = ["Execution", "RunStatistics", "channels_last", "prepare_constants", "run_graph"]
+
+Outcome = Callable[[Tensor, Tensor], Tensor]
+_TAIL_ROWS = 4096
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def channels_last(tensor: Tensor) -> bool:
+    """Whether kernels for tensors of this kind are faster with channels last."""
+    if tensor.device.type == "cpu":
+        return tensor.dtype in (torch.float32, torch.bfloat16)
+    return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
+
+
+def in_layout(tensor: Tensor, last: bool) -> Tensor:
+    """The tensor, contiguous with its channels last or first."""
+    memory_format = _CHANNELS_LAST.get(tensor.dim()) if last else None
+    if memory_format is None:
+        return tensor.contiguous()
+    return tensor.contiguous(memory_format=memory_format)
+
+
+def prepare_constants(graph: Graph, last: bool) -> dict[ValueId, Tensor]:
+    """The graph's constants with convolution weights in the layout of the activations."""
+    constants = dict(graph.constants)
+    for node in graph.nodes:
+        if node.name == "aten.convolution":
+            weight = node.operands()[1]
+            if weight in constants:
+                constants[weight] = in_layout(constants[weight].detach(), last)
+    return constants
+
+
+def run_graph(
+    graph: Graph,
+    constants: dict[ValueId, Tensor],
+    inputs: tuple[Tensor, ...],
+    keep: frozenset[ValueId],
+) -> tuple[Tensor, dict[ValueId, Tensor]]:
+    """Runs the whole graph on untouched inputs.
+
+    Returns:
+        The output and the values named in `keep`.
+    """
+    values = dict(zip(graph.inputs, inputs, strict=True))
+    last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.operands()}
+    kept = {v: t for v, t in values.items() if v in keep}
+    rows = inputs[0].shape[0]
+    for i, node in enumerate(graph.nodes):
+        args, kwargs = resolve(
+            (node.args, node.kwargs), lambda v: constants[v] if v in constants else values[v], rows
+        )
+        store(values, node, node.op(*args, **kwargs))
+        kept.update((v, values[v]) for v in node.outputs if v in keep)
+        for value in {*node.operands(), *node.outputs}:
+            if last_use.get(value, -1) <= i and value != graph.output:
+                values.pop(value, None)
+    output = constants[graph.output] if graph.output in constants else values[graph.output]
+    return output, kept
+
+
+def store(values: dict[ValueId, Tensor], node: Node, result: Any) -> None:
+    """Puts an operator's results into `values`."""
+    results = result if node.several else (result,)
+    for value, tensor in zip(node.outputs, results, strict=False):
+        if value >= 0 and tensor is not None:
+            values[value] = tensor
+
+
+@dataclass
+class RunStatistics:
+    """What a run did."""
+
+    batches: int = 0
+    batch_size: int = 0
+    rows: int = 0
+
+
+@dataclass
+class _Batch:
+    """The frame of one batch (see `captum_krypton._operators.Frame`)."""
+
+    start: int
+    rows: int
+    values: dict[ValueId, Tensor] = field(default_factory=dict)
+
+    def of(self, table: Tensor) -> Tensor:
+        return table[self.start : self.start + self.rows]
+
+
+class Execution:
+    """One run of a plan over some images.
+
+    Args:
+        plan: the plan.
+        constants: from `prepare_constants`.
+        inputs: the batched inputs, each (N, ...).
+        baseline: what the windows are filled with: a number, or a tensor of shape (1, ...) or
+            (N, ...) that has the occluded input's shape otherwise.
+        outcome: from output rows and their image numbers to the outcome rows that are kept.
+        last: whether activations are kept with channels last.
+        on_base: told the graph's output for the untouched images, before any window is run.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        constants: dict[ValueId, Tensor],
+        inputs: tuple[Tensor, ...],
+        baseline: Tensor | float,
+        outcome: Outcome,
+        *,
+        last: bool,
+        on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
+    ) -> None:
+        self.plan, self.constants, self.inputs = plan, constants, inputs
+        self.baseline, self.outcome, self.last = baseline, outcome, last
+        self.on_base = on_base
+        self.graph = plan.analysis.graph
+        self.statistics = RunStatistics(batch_size=plan.batch_size)
+        self.images = inputs[0].shape[0]
+
+    def run(self, progress: Callable[[int], None]) -> Tensor:
+        """Outcomes of all windows, (N, windows, ...), windows in row-major order."""
+        scores: list[Tensor] = []
+        side = self.plan.images
+        for first in range(0, self.images, side):
+            images = slice(first, min(first + side, self.images))
+            scores.append(self._run_images(images, progress))
+        return torch.cat(scores)
+
+    def _run_images(self, images: slice, progress: Callable[[int], None]) -> Tensor:
+        inputs = tuple(in_layout(t[images], self.last) for t in self.inputs)
+        output, kept = run_graph(self.graph, self.constants, inputs, self.plan.analysis.kept)
+        self.on_base(images, output)
+        occluded = self.graph.inputs.index(self.plan.analysis.occluded)
+        kept[self.plan.analysis.occluded] = inputs[occluded]
+        base = Base(self.plan, kept, self.last)
+        count = images.stop - images.start
+        windows = self.plan.grid.total
+        collected = _Collected(count, windows)
+        tail = _Tail(self.plan, self.constants, base, self._finish(images, collected))
+        for group in self.plan.groups:
+            prepared = GroupRun(self, group, base, images)
+            for rows, order, values in prepared.batches(self.statistics):
+                tail.add(values, order)
+                progress(rows)
+        tail.flush()
+        return collected.result()
+
+    def _finish(self, images: slice, collected: _Collected) -> Callable[[Tensor, Tensor], None]:
+        def finish(output: Tensor, order: Tensor) -> None:
+            image = torch.div(order, self.plan.grid.total, rounding_mode="floor")
+            collected.put(order, self.outcome(output, image + images.start))
+
+        return finish
+
+
+class _Collected:
+    """Outcome rows put in order as they arrive."""
+
+    def __init__(self, images: int, windows: int) -> None:
+        self.images, self.windows = images, windows
+        self.rows: Tensor | None = None
+
+    def put(self, order: Tensor, outcome: Tensor) -> None:
+        if self.rows is None:
+            self.rows = outcome.new_empty((self.images * self.windows, *outcome.shape[1:]))
+        self.rows.index_copy_(0, order, outcome)
+
+    def result(self) -> Tensor:
+        assert self.rows is not None
+        return self.rows.unflatten(0, (self.images, self.windows))
+
+
+class Base:
+    """The values of the untouched images that windows read around their patches."""
+
+    def __init__(self, plan: Plan, kept: dict[ValueId, Tensor], last: bool) -> None:
+        self.plan, self.kept, self.last = plan, kept, last
+        self._blocks: dict[tuple[ValueId, Dims], Tensor] = {}
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return int(next(iter(self.kept.values())).shape[0])
+
+    def block(self, value: ValueId, dims: Dims, tensor: Tensor) -> Tensor:
+        """`tensor`, the value's base, as (N, channels, *axes), in the layout of the kernels."""
+        key = (value, dims)
+        if key not in self._blocks:
+            self._blocks[key] = in_layout(to_block(tensor, dims), self.last)
+        return self._blocks[key]
+
+
+def to_block(tensor: Tensor, dims: Dims) -> Tensor:
+    """(rows, ...) with window axes at `dims` as (rows, all else, *axes)."""
+    present = [d for d in dims if d is not None]
+    if present == list(range(2, tensor.dim())):
+        return tensor
+    others = [d for d in range(1, tensor.dim()) if d not in present]
+    moved = tensor.permute(0, *others, *present)
+    return moved.flatten(1, len(others)) if others else moved.unsqueeze(1)
+
+
+def from_block(block: Tensor, dims: Dims, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `to_block` for a value whose dimensions but the axes have sizes `shape`."""
+    present = [d for d in dims if d is not None]
+    if present == list(range(2, len(shape))):
+        return block
+    others = [d for d in range(1, len(shape)) if d not in present]
+    moved = block.reshape(block.shape[0], *(shape[d] for d in others), *block.shape[2:])
+    order = [0, *others, *present]
+    return moved.permute([order.index(d) for d in range(len(shape))])
+
+
+class GroupRun:
+    """A group's windows, and the steps that compute them."""
+
+    def __init__(self, run: Execution, group: GroupPlan, base: Base, images: slice) -> None:
+        self.run, self.group, self.base = run, group, base
+        self.plan, self.analysis = run.plan, run.plan.analysis
+        self.device = run.inputs[0].device
+        self._index(images.stop - images.start)
+        self._users = {v: len(nodes) for v, nodes in run.graph.users().items()}
+        self._fresh = {
+            v: rule.fresh
+            for rule in self.analysis.rules
+            if rule is not None
+            for v in rule.outputs
+        }
+        self._tables: dict[bytes, Tensor] = {}
+        self.image_rows = self._to_device(self.image)
+        self.baseline = self._baseline_source(images)
+        self.steps = list(self._steps())
+
+    def _to_device(self, array: Any) -> Tensor:
+        return torch.as_tensor(array).to(self.device)
+
+    def _index(self, images: int) -> None:
+        """For every row: its image, its position along each axis, and its place in the result."""
+        plan = self.plan
+        counts = plan.grid.counts
+        ranges: list[Any] = [np.arange(images)]
+        ranges += [np.arange(counts[d]) for d in plan.others]
+        ranges += [np.arange(s.start, s.stop) for s in self.group.segments]
+        mesh = [m.reshape(-1) for m in np.meshgrid(*ranges, indexing="ij")]
+        self.image = mesh[0]
+        where = dict(zip((*plan.others, *plan.axes), mesh[1:], strict=True))
+        order = self.image
+        for dim, count in enumerate(counts):
+            order = order * count + where[dim]
+        self.order = self._to_device(order)
+        self.other = {d: where[d] for d in plan.others}
+        self.position = [
+            where[dim] - segment.start
+            for dim, segment in zip(plan.axes, self.group.segments, strict=True)
+        ]
+
+    # --- what rules ask for (see captum_krypton._operators.Group)
+
+    def boxes(self, value: ValueId) -> Boxes:
+        return self.group.boxes[value]
+
+    def positions(self, axis: int) -> int:
+        segment = self.group.segments[axis]
+        return segment.stop - segment.start
+
+    def per_row(self, axis: int, table: Tensor) -> Tensor:
+        return table[torch.from_numpy(self.position[axis])].to(self.device)
+
+    def constant(self, value: ValueId) -> Tensor:
+        return self.run.constants[value]
+
+    def sole(self, value: ValueId, boxes: Boxes) -> bool:
+        if self.analysis.kinds[value] is not Kind.LOCAL:
+            return False
+        if not _same(self.boxes(value), boxes):
+            return True  # a gathered copy
+        single = self._users.get(value) == 1 and value != self.run.graph.output
+        return single and self._fresh.get(value, False)
+
+    def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
+        own, dims = self.boxes(value), self.analysis.dims[value]
+        if _same(own, boxes):
+            return lambda frame: frame.values[value]
+        base = self.base.block(value, dims, self.base.kept[value])
+        patch_offset, read_offset = self._offsets(own), self._offsets(boxes)
+        size = [box.size for box in boxes if box is not None]
+        shape = self.run.graph.size(value, 1)
+        image = self.image_rows
+
+        def read(frame: Frame) -> Tensor:
+            patch = to_block(frame.values[value], dims)
+            block = gather_patches(
+                base, patch, frame.of(image), frame.of(patch_offset), frame.of(read_offset),
+                size, fill,
+            )
+            return from_block(block, dims, shape)
+
+        return read
+
+    def cut(
+        self, value: ValueId, dims: Dims, boxes: Boxes, rank: int
+    ) -> Callable[[Frame], Tensor]:
+        constant = self.run.constants.get(value)
+        if constant is None:
+            shape = self.run.graph.size(value, 1)
+            return self._cut(self.base.kept[value], value, dims, boxes, shape, shared=False)
+        shape = (1,) * (rank - constant.dim()) + tuple(constant.shape)
+        return self._cut(constant.reshape(shape), value, dims, boxes, shape, shared=True)
+
+    def _cut(
+        self,
+        tensor: Tensor,
+        value: ValueId,
+        dims: Dims,
+        boxes: Boxes,
+        shape: tuple[int, ...],
+        *,
+        shared: bool,
+    ) -> Callable[[Frame], Tensor]:
+        base = self.base.block(value, dims, tensor)
+        wanted = tuple(None if d is None else b for d, b in zip(dims, boxes, strict=True))
+        read_offset = self._offsets(wanted)
+        size = [box.size for box in wanted if box is not None]
+        image = torch.zeros_like(self.image_rows) if shared else self.image_rows
+        none = base.new_empty((self.plan.batch_size, base.shape[1], *([0] * len(size))))
+
+        def cut(frame: Frame) -> Tensor:
+            offset = frame.of(read_offset)
+            block = gather_patches(
+                base, none[: frame.rows], frame.of(image), offset, offset, size, 0.0
+            )
+            return from_block(block, dims, shape)
+
+        return cut
+
+    def whole(self, value: ValueId) -> Callable[[Frame], Tensor]:
+        kind = self.analysis.kinds[value]
+        if kind is Kind.CONSTANT:
+            tensor = self.run.constants[value]
+            return lambda frame: tensor
+        if kind is Kind.FULL:
+            return lambda frame: frame.values[value]
+        if kind is Kind.IMAGE:
+            kept, image = self.base.kept[value], self.image_rows
+            return lambda frame: kept.index_select(0, frame.of(image))
+        return self.read(value, self.whole_boxes(value))
+
+    def whole_boxes(self, value: ValueId) -> Boxes:
+        """The boxes that are the whole volume of a local value."""
+        made: list[Box | None] = []
+        for axis, box in enumerate(self.boxes(value)):
+            full = self.analysis.full_size(value, axis)
+            made.append(None if box is None or full is None else Box(box.offset * 0, full))
+        return tuple(made)
+
+    # --- steps
+
+    def _offsets(self, boxes: Boxes) -> Tensor:
+        present = [(axis, box) for axis, box in enumerate(boxes) if box is not None]
+        key = b"|".join(bytes([axis]) + box.offset.tobytes() for axis, box in present)
+        if key not in self._tables:
+            columns = [box.offset[self.position[axis]] for axis, box in present]
+            self._tables[key] = self._to_device(np.stack(columns, 1).astype(np.int64))
+        return self._tables[key]
+
+    def _steps(self) -> Iterator[tuple[Node, Step, tuple[ValueId, ...]]]:
+        graph = self.run.graph
+        nodes = graph.nodes[: len(graph.nodes) - self.plan.tail]
+        needed = self.frontier()
+        last_use = {v: i for i, node in enumerate(nodes) for v in node.operands()}
+        for i, node in enumerate(nodes):
+            outputs = [v for v in node.outputs if v >= 0]
+            if all(self.analysis.kinds[v] is Kind.IMAGE for v in outputs):
+                continue
+            rule = self.analysis.rules[i]
+            if rule is None:
+                step = whole_step(node, self)
+            elif self._is_whole(node, outputs):
+                step = rule.whole_step(self)
+            else:
+                step = rule.step(self)
+            values = {*node.operands(), *outputs}
+            gone = tuple(v for v in values if last_use.get(v, -1) <= i and v not in needed)
+            yield node, step, gone
+
+    def _is_whole(self, node: Node, outputs: list[ValueId]) -> bool:
+        """Whether the operator's local operands and outputs are whole volumes in this group."""
+        local = [v for v in (*node.operands(), *outputs) if self.analysis.kinds[v] is Kind.LOCAL]
+        return all(_same(self.boxes(v), self.whole_boxes(v)) for v in local)
+
+    def frontier(self) -> tuple[ValueId, ...]:
+        """The values that the tail reads from the batches."""
+        return _frontier(self.plan)
+
+    def batches(
+        self, statistics: RunStatistics
+    ) -> Iterator[tuple[int, Tensor, dict[ValueId, Tensor]]]:
+        """Runs the group; gives rows, their places in the result and the tail's values."""
+        total = len(self.order)
+        readers = {v: self.whole(v) for v in self.frontier()}
+        start = 0
+        while start < total:
+            rows = min(statistics.batch_size, total - start)
+            batch = _Batch(start, rows)
+            try:
+                self._run(batch)
+                values = {v: read(batch) for v, read in readers.items()}
+            except RuntimeError as error:
+                if rows == 1 or not out_of_memory(error):
+                    raise
+                statistics.batch_size = rows // 2
+                continue
+            statistics.batches += 1
+            statistics.rows += rows
+            yield rows, batch.of(self.order), values
+            start += rows
+
+    def _run(self, batch: _Batch) -> None:
+        batch.values[self.analysis.occluded] = self._occluded(batch)
+        for node, step, gone in self.steps:
+            store(batch.values, node, step(batch))
+            for value in gone:
+                batch.values.pop(value, None)
+
+    # --- the occluded input
+
+    def _baseline_source(self, images: slice) -> Any:
+        baseline = self.run.baseline
+        value, dims = self.analysis.occluded, self.analysis.dims[self.analysis.occluded]
+        boxes = self.boxes(value)
+        shape = self.run.graph.size(value, 1)
+        if isinstance(baseline, Tensor):
+            own = baseline[images] if baseline.shape[0] > 1 else baseline
+            self.fill = self._cut(own, -1, dims, boxes, shape, shared=baseline.shape[0] == 1)
+        self.original = self._cut(self.base.kept[value], value, dims, boxes, shape, shared=False)
+        self.masks = list(self._masks())
+        return baseline
+
+    def _masks(self) -> Iterator[tuple[int, Tensor]]:
+        """For each dimension that a window does not cover all of in its patch: where it does."""
+        plan = self.plan
+        for axis, (dim, box) in enumerate(
+            zip(plan.axes, self.boxes(self.analysis.occluded), strict=True)
+        ):
+            assert box is not None
+            window = plan.grid.along(dim).segment(self.group.segments[axis])
+            cell = box.offset[:, None] + np.arange(box.size)
+            inside = (cell >= window.start[:, None]) & (cell < window.stop[:, None])
+            if not inside.all():
+                yield dim + 1, self._to_device(inside[self.position[axis]])
+        for dim in plan.others:
+            inside = plan.grid.cover(dim).T > 0
+            if not inside.all():
+                yield dim + 1, self._to_device(inside[self.other[dim]])
+
+    def _occluded(self, batch: _Batch) -> Tensor:
+        """The patches of the input: the baseline inside the window, the image around it."""
+        occluded = self.run.graph.size(self.analysis.occluded, 1)
+        if isinstance(self.baseline, Tensor):
+            fill = self.fill(batch)
+        else:
+            sizes = list(occluded)
+            for dim, box in zip(self.plan.axes, self.boxes(self.analysis.occluded), strict=True):
+                assert box is not None
+                sizes[dim + 1] = box.size
+            like = self.base.kept[self.analysis.occluded]
+            fill = torch.full(
+                (batch.rows, *sizes[1:]), self.baseline, dtype=like.dtype, device=like.device
+            )
+            fill = in_layout(fill, self.run.last)
+        if not self.masks:
+            return fill
+        mask: Tensor | None = None
+        for dim, table in self.masks:
+            shape = [1] * fill.dim()
+            shape[0], shape[dim] = batch.rows, table.shape[1]
+            part = batch.of(table).reshape(shape)
+            mask = part if mask is None else mask & part
+        assert mask is not None
+        return in_layout(torch.where(mask, fill, self.original(batch)), self.run.last)
+
+
+class _Tail:
+    """The last operators, run once for the rows of many batches."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        constants: dict[ValueId, Tensor],
+        base: Base,
+        finish: Callable[[Tensor, Tensor], None],
+    ) -> None:
+        self.plan, self.constants, self.base, self.finish = plan, constants, base, finish
+        self.graph = plan.analysis.graph
+        self.nodes = self.graph.nodes[len(self.graph.nodes) - plan.tail :]
+        self.waiting: list[dict[ValueId, Tensor]] = []
+        self.order: list[Tensor] = []
+
+    def add(self, values: dict[ValueId, Tensor], order: Tensor) -> None:
+        self.waiting.append(values)
+        self.order.append(order)
+        if not self.nodes or sum(len(o) for o in self.order) >= _TAIL_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.order:
+            return
+        order = torch.cat(self.order)
+        values = {v: torch.cat([w[v] for w in self.waiting]) for v in self.waiting[0]}
+        self.waiting, self.order = [], []
+
+        def tensor(value: ValueId) -> Tensor:
+            return values[value] if value in values else self.constants[value]
+
+        for node in self.nodes:
+            args, kwargs = resolve((node.args, node.kwargs), tensor, len(order))
+            store(values, node, node.op(*args, **kwargs))
+        self.finish(values[self.graph.output], order)
+
+
+def _frontier(plan: Plan) -> tuple[ValueId, ...]:
+    graph = plan.analysis.graph
+    nodes = graph.nodes[len(graph.nodes) - plan.tail :]
+    made = {v for node in nodes for v in node.outputs}
+    if not nodes:
+        return (graph.output,)
+    read = dict.fromkeys(v for node in nodes for v in node.operands())
+    kinds = plan.analysis.kinds
+    return tuple(v for v in read if v not in made and kinds[v] is not Kind.CONSTANT)
+
+
+def _later(dims: Dims) -> Dims:
+    return tuple(None if d is None else d + 1 for d in dims)
+
+
+def _same(a: Boxes, b: Boxes) -> bool:
+    return all(
+        (x is None and y is None) or (x is not None and y is not None and x.same_as(y))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed, on any device."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
+
+

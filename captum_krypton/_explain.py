@@ -1,0 +1,138 @@
+"""The plan in words: one row an operator, and the totals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._operators import Kind
+from ._plan import Plan
+
+__all__ = ["Explanation", "OperatorRow", "explain"]
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator of a plan.
+
+    Attributes:
+        operator: its ATen name.
+        kind: "local", "global" or "shared" (it runs for the untouched input alone).
+        output: the output's shape without the batch.
+        patch: the largest patch, one size a window axis; empty for global operators.
+        read: what it reads along the window axes: the patch and its context.
+        macs_full: multiply-accumulates on whole volumes (Eq. 13).
+        macs_incremental: mean multiply-accumulates of a window (Eq. 15).
+    """
+
+    operator: str
+    kind: str
+    output: tuple[int, ...]
+    patch: tuple[int, ...]
+    read: tuple[int, ...]
+    macs_full: int
+    macs_incremental: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `KryptonOcclusion.explain` returns; print it.
+
+    Attributes:
+        plans: the rows of each input's plan with its totals.
+        fallback: why the map is made by Captum's own path; empty where it is not.
+    """
+
+    plans: tuple[tuple[tuple[OperatorRow, ...], str], ...]
+    fallback: str = ""
+
+    def __str__(self) -> str:
+        if self.fallback:
+            return f"Captum's own path: {self.fallback}"
+        return "\n\n".join(f"{_table(rows)}\n{totals}" for rows, totals in self.plans)
+
+
+def explain(plans: tuple[Plan, ...]) -> Explanation:
+    """Describes the plans of all inputs."""
+    return Explanation(tuple((tuple(_rows(plan)), _totals(plan)) for plan in plans))
+
+
+def _rows(plan: Plan) -> list[OperatorRow]:
+    analysis, graph = plan.analysis, plan.analysis.graph
+    rows = []
+    positions = sum(group.positions for group in plan.groups)
+    for node, rule, cost in zip(graph.nodes, analysis.rules, plan.costs, strict=True):
+        value = next(v for v in node.outputs if v >= 0)
+        output = graph.size(value, 1)[1:]
+        kind = "shared" if analysis.kinds[value] is Kind.IMAGE else "global"
+        patch: tuple[int, ...] = ()
+        read: tuple[int, ...] = ()
+        mean = float(cost.macs)
+        if rule is not None:
+            kind = "local"
+            boxes = [group.boxes[value] for group in plan.groups]
+            sizes = [tuple(b.size for b in box if b is not None) for box in boxes]
+            patch = tuple(max(column) for column in zip(*sizes, strict=True))
+            largest = sizes.index(max(sizes))
+            read = rule.read_size(boxes[largest])
+            mean = 0.0
+            for group, box in zip(plan.groups, boxes, strict=True):
+                share = 1.0
+                for axis, b in enumerate(box):
+                    full = analysis.full_size(value, axis)
+                    if b is not None and full is not None:
+                        share *= b.size / full
+                mean += cost.macs * share * group.positions / positions
+        rows.append(OperatorRow(node.name, kind, output, patch, read, cost.macs, mean))
+    return rows
+
+
+def _totals(plan: Plan) -> str:
+    global_rows = {
+        node.name
+        for node, rule in zip(plan.analysis.graph.nodes, plan.analysis.rules, strict=True)
+        if rule is None
+    }
+    lines = [
+        f"windows {plan.grid.total} ({' x '.join(str(c) for c in plan.grid.counts)}), "
+        f"groups {len(plan.groups)}, batches of at most {plan.batch_size}",
+        f"multiply-accumulates a window: full {plan.macs_full:,}, "
+        f"incremental {plan.macs_incremental:,.0f}; "
+        f"theoretical speed-up {plan.theoretical_speedup:.2f} (Eq. 17)",
+        f"memory: {plan.memory / 2**20:,.0f} MiB for the base and one batch",
+    ]
+    lines += list(plan.reasons)
+    if global_rows:
+        lines.append(
+            "global operators (they need the whole volume of every window): "
+            + ", ".join(sorted(global_rows))
+        )
+    return "\n".join(lines)
+
+
+def _table(rows: tuple[OperatorRow, ...]) -> str:
+    head = ("operator", "kind", "output", "patch", "read-in", "MACs full", "MACs incremental")
+    lines = [head]
+    for row in rows:
+        lines.append(
+            (
+                row.operator.removeprefix("aten."),
+                row.kind,
+                _sizes(row.output),
+                _sizes(row.patch),
+                _sizes(row.read),
+                f"{row.macs_full:,}" if row.macs_full else "",
+                f"{row.macs_incremental:,.0f}" if row.macs_full else "",
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i > 4 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _sizes(sizes: tuple[int, ...]) -> str:
+    return "x".join(str(s) for s in sizes)

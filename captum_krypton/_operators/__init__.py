@@ -1,0 +1,104 @@
+"""One rule for every operator kind that can work on a part of its input.
+
+An operator without a rule is a global operator: right, only slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._graph import Node
+from . import _pointwise, _reduce, _resample, _shape, _window
+from ._rule import (
+    Boxes,
+    Dims,
+    Frame,
+    Group,
+    Kind,
+    PatchRule,
+    Rule,
+    Step,
+    View,
+    batch_rows,
+    whole_step,
+)
+
+__all__ = [
+    "Boxes",
+    "Dims",
+    "Frame",
+    "Group",
+    "Kind",
+    "PatchRule",
+    "Rule",
+    "Step",
+    "View",
+    "batch_rows",
+    "rule_for",
+    "whole_step",
+]
+
+Builder = Callable[[Node, View], Rule | None]
+
+_BUILDERS: dict[str, tuple[Builder, ...]] = {
+    "aten.convolution": (_window.convolution, _resample.transposed_convolution),
+    "aten.max_pool2d_with_indices": (_window.max_pooling,),
+    "aten.max_pool3d_with_indices": (_window.max_pooling,),
+    "aten.max_pool2d": (_window.max_pooling,),
+    "aten.max_pool3d": (_window.max_pooling,),
+    "aten.adaptive_max_pool2d": (_window.max_pooling,),
+    "aten.adaptive_max_pool3d": (_window.max_pooling,),
+    "aten.avg_pool2d": (_window.average_pooling,),
+    "aten.avg_pool3d": (_window.average_pooling,),
+    "aten._adaptive_avg_pool2d": (_window.average_pooling,),
+    "aten._adaptive_avg_pool3d": (_window.average_pooling,),
+    "aten.pixel_unshuffle": (_window.unshuffle,),
+    "aten.pixel_shuffle": (_resample.shuffle,),
+    "aten.constant_pad_nd": (_resample.constant_padding,),
+    "aten.linear": (_pointwise.linear,),
+    "aten.native_layer_norm": (_pointwise.layer_norm,),
+    "aten.cat": (_pointwise.concatenate,),
+    "aten.stack": (_pointwise.concatenate,),
+    "aten.permute": (_shape.permute,),
+    "aten.transpose": (_shape.permute,),
+    "aten.expand": (_shape.expand,),
+    "aten.slice_scatter": (_shape.scatter,),
+    "aten.select_scatter": (_shape.scatter,),
+    "aten.native_channel_shuffle": (_shape.regroup,),
+    "aten.channel_shuffle": (_shape.regroup,),
+    "aten.select": (_shape.pick,),
+    "aten.slice": (_shape.pick, _resample.index_map),
+    "aten.index_select": (_shape.pick, _resample.index_map),
+    "aten.flip": (_pointwise.across_dims, _resample.index_map),
+    "aten.roll": (_resample.index_map,),
+}
+for _name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"):
+    _BUILDERS[f"aten.{_name}"] = (_shape.reshape,)
+for _name in ("split", "split_with_sizes", "chunk", "unbind"):
+    _BUILDERS[f"aten.{_name}"] = (_shape.pick,)
+for _name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm",
+              "_native_batch_norm_legit_no_training", "_batch_norm_no_update"):
+    _BUILDERS[f"aten.{_name}"] = (_pointwise.batch_norm,)
+for _rank in ("1d", "2d", "3d"):
+    for _name in ("reflection_pad", "replication_pad", "upsample_nearest", "_upsample_nearest_exact"):
+        _BUILDERS[f"aten.{_name}{_rank}"] = (_resample.index_map,)
+for _name in ("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d",
+              "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
+    _BUILDERS[f"aten.{_name}"] = (_resample.interpolation,)
+
+
+def rule_for(node: Node, view: View) -> Rule | None:
+    """The rule by which `node` passes a local change on, or None: it is a global operator.
+
+    Called only for operators with a local operand and no operand that is changed everywhere.
+    """
+    if any(view.kinds[v] is Kind.FULL for v in node.operands()):
+        return None
+    builders = _BUILDERS.get(node.name, ())
+    if not builders and node.name in _pointwise.ACROSS_DIMS:
+        builders = (_pointwise.across_dims, _reduce.reduction)
+    for builder in (*builders, _pointwise.pointwise):
+        rule = builder(node, view)
+        if rule is not None:
+            return rule
+    return None

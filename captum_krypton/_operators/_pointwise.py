@@ -1,0 +1,213 @@
+"""Rules for operators that act on points, or across dimensions that carry no window axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .._graph import Node, ValueId
+from ._rule import Dims, Kind, PatchRule, Rule, View, batch_rows
+
+__all__ = ["across_dims", "batch_norm", "concatenate", "layer_norm", "linear", "pointwise"]
+
+aten = torch.ops.aten
+
+# Point operators that torch does not tag as such.
+_POINT = {
+    f"aten.{name}"
+    for name in (
+        "_to_copy", "clone", "copy", "fill", "zero", "zeros_like", "ones_like", "full_like",
+        "celu", "elu", "gelu", "glu_jvp", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu",
+        "log_sigmoid_forward", "mish", "nan_to_num", "_prelu_kernel", "relu", "relu6", "rrelu",
+        "selu", "silu", "softplus", "softshrink", "hardshrink", "threshold", "clamp", "where",
+        "masked_fill", "to", "contiguous", "alias", "detach", "lift_fresh", "addcmul", "addcdiv",
+        "lerp", "erf", "isnan", "bernoulli_p",
+    )
+}
+_IN_PLACE = {
+    "aten.relu": aten.relu_.default,
+    "aten.silu": aten.silu_.default,
+    "aten.hardswish": aten.hardswish_.default,
+    "aten.hardsigmoid": aten.hardsigmoid_.default,
+    "aten.hardtanh": aten.hardtanh_.default,
+    "aten.leaky_relu": aten.leaky_relu_.default,
+    "aten.sigmoid": aten.sigmoid_.default,
+    "aten.add": aten.add_.Tensor,
+    "aten.mul": aten.mul_.Tensor,
+    "aten.sub": aten.sub_.Tensor,
+}
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether every output cell depends on the operand cells that broadcast to it alone."""
+    tags = getattr(node.op, "tags", ())
+    return torch.Tag.pointwise in tags or node.name in _POINT
+
+
+def pointwise(node: Node, view: View) -> Rule | None:
+    """Element-wise operators with broadcasting: activations, arithmetic, comparisons, casts."""
+    if not is_pointwise(node):
+        return None
+    output = node.outputs[0]
+    if not batch_rows(view, output):
+        return None
+    rank = len(view.graph.shapes[output])
+    dims = _broadcast_dims(node, view, rank)
+    if dims is None:
+        return None
+    in_place = _IN_PLACE.get(node.name)
+    if in_place is not None:
+        first = node.operands()[0]
+        same = view.graph.shapes[first] == view.graph.shapes[output]
+        if not same or view.graph.dtypes[first] != view.graph.dtypes[output]:
+            in_place = None
+    return PatchRule(node, view, dims, aligned=True, in_place=in_place)
+
+
+def _broadcast_dims(node: Node, view: View, rank: int) -> Dims | None:
+    """Where the axes are in the output; None where local operands disagree."""
+    axes = len(next(iter(view.dims[v] for v in view.locals(node))))
+    dims: list[int | None] = [None] * axes
+    for value in dict.fromkeys(node.operands()):
+        shape = view.graph.shapes[value]
+        lead = rank - len(shape)
+        if view.kinds[value] is Kind.IMAGE and (lead or not batch_rows(view, value)):
+            return None
+        if view.kinds[value] is not Kind.LOCAL:
+            continue
+        if lead:
+            return None
+        for axis, dim in enumerate(view.dims[value]):
+            if dim is None:
+                continue
+            if dims[axis] not in (None, dim) or dim in dims[:axis] + dims[axis + 1 :]:
+                return None
+            dims[axis] = dim
+    for value in view.locals(node):  # a local operand must not be repeated along its own axis
+        out = view.shape(node.outputs[0])
+        for dim in view.dims[value]:
+            if dim is not None and view.shape(value)[dim] != out[dim]:
+                return None
+    return tuple(dims)
+
+
+def across_dims(node: Node, view: View) -> Rule | None:
+    """Operators along given dimensions, such as softmax or a mean over channels."""
+    named = node.bound()
+    source = node.operands()[0] if node.operands() else None
+    if source is None or view.kinds[source] is not Kind.LOCAL or len(view.locals(node)) != 1:
+        return None
+    if not all(batch_rows(view, v) for v in node.outputs if v >= 0):
+        return None
+    rank = len(view.graph.shapes[source])
+    dims = _acted_on(named, rank)
+    if dims is None or 0 in dims or any(d in dims for d in view.dims[source]):
+        return None
+    out_rank = len(view.graph.shapes[next(v for v in node.outputs if v >= 0)])
+    if out_rank == rank:
+        out = view.dims[source]
+    elif out_rank == rank - len(dims):
+        out = tuple(
+            None if d is None else d - sum(gone < d for gone in dims) for d in view.dims[source]
+        )
+    else:
+        return None
+    return PatchRule(node, view, out)
+
+
+def _acted_on(named: dict[str, Any], rank: int) -> set[int] | None:
+    given = named.get("dim", named.get("dims"))
+    if given is None:
+        return None
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    if not listed or not all(isinstance(d, int) for d in listed):
+        return None
+    return {d % rank for d in listed}
+
+
+ACROSS_DIMS = {
+    f"aten.{name}"
+    for name in (
+        "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp",
+        "glu", "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean",
+        "logsumexp", "prod", "any", "all", "argmax", "argmin", "linalg_vector_norm", "norm",
+        "sort", "topk", "flip", "argsort",
+    )
+}
+
+
+def linear(node: Node, view: View) -> Rule | None:
+    """A linear layer over the last dimension."""
+    source = node.operands()[0]
+    rank = len(view.graph.shapes[source])
+    dims = view.dims.get(source)
+    others = node.operands()[1:]
+    if view.kinds[source] is not Kind.LOCAL or dims is None or rank - 1 in dims:
+        return None
+    if any(view.kinds[v] is not Kind.CONSTANT for v in others):
+        return None
+    return PatchRule(node, view, dims)
+
+
+def batch_norm(node: Node, view: View) -> Rule | None:
+    """Batch norm with running statistics: a scale and a shift a channel."""
+    source = node.operands()[0]
+    if view.kinds[source] is not Kind.LOCAL or 1 in view.dims[source]:
+        return None
+    if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
+        return None
+    return PatchRule(node, view, view.dims[source])
+
+
+def layer_norm(node: Node, view: View) -> Rule | None:
+    """Layer norm over trailing dimensions that carry no window axis."""
+    source = node.operands()[0]
+    rank = len(view.graph.shapes[source])
+    normalised = len(node.bound()["normalized_shape"])
+    dims = view.dims.get(source)
+    if view.kinds[source] is not Kind.LOCAL or dims is None:
+        return None
+    if any(d is not None and d >= rank - normalised for d in dims) or normalised >= rank:
+        return None
+    if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
+        return None
+    return PatchRule(node, view, dims)
+
+
+def concatenate(node: Node, view: View) -> Rule | None:
+    """cat and stack along a dimension that carries no window axis."""
+    sources: list[ValueId] = node.operands()
+    dims = {view.dims[v] for v in sources if view.kinds[v] is Kind.LOCAL}
+    if len(dims) != 1 or not all(batch_rows(view, v) for v in sources if not _constant(view, v)):
+        return None
+    own = dims.pop()
+    if None in own:
+        return None
+    out_rank = len(view.graph.shapes[node.outputs[0]])
+    along = (node.args[1] if len(node.args) > 1 else 0) % out_rank
+    stacked = node.name == "aten.stack"
+    if along == 0 or (not stacked and along in own):
+        return None
+    if any(_constant(view, v) for v in sources):
+        return None  # a constant has no row a window to join
+    out = tuple(d + (stacked and d >= along) for d in own if d is not None)
+    rule = PatchRule(node, _with_dims(view, sources, own), out)
+    return rule
+
+
+def _constant(view: View, value: ValueId) -> bool:
+    return view.kinds[value] is Kind.CONSTANT
+
+
+def _with_dims(view: View, values: list[ValueId], dims: Dims) -> View:
+    """The view in which operands that no window changes have the axes of their neighbours."""
+    known = dict(view.dims)
+    for value in values:
+        if view.kinds[value] is not Kind.LOCAL:
+            known[value] = dims
+    return View(view.graph, view.kinds, known)
+
+
+RuleBuilder = Callable[[Node, View], Rule | None]

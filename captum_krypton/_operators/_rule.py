@@ -1,0 +1,273 @@
+"""What a rule is: how one operator behaves when only a part of its input has changed.
+
+A value that a window changes only in part is *local*: along each window axis that it still has,
+it is known by a patch and an offset. `dims` says which dimension of a value carries which axis
+(None where the axis is gone).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .._graph import BatchInt, Graph, Node, Value, ValueId, map_arguments, resolve
+from .._regions import Box, Reach, union
+
+__all__ = ["Boxes", "Dims", "Frame", "Group", "Kind", "PatchRule", "Rule", "Step", "View"]
+
+Dims = tuple[int | None, ...]
+Boxes = tuple[Box | None, ...]
+
+
+class Kind(Enum):
+    """What a value depends on."""
+
+    CONSTANT = "constant"  # on parameters only
+    IMAGE = "image"  # on inputs that are not occluded: one row an image
+    LOCAL = "local"  # on the window, within its reach
+    FULL = "full"  # on the window, everywhere
+
+
+@dataclass(frozen=True)
+class View:
+    """What is known when rules are chosen: the graph, and the operands' kinds and axes."""
+
+    graph: Graph
+    kinds: dict[ValueId, Kind]
+    dims: dict[ValueId, Dims]
+
+    @property
+    def constants(self) -> dict[ValueId, Tensor]:
+        """The graph's constants."""
+        return self.graph.constants
+
+    def shape(self, value: ValueId) -> tuple[int, ...]:
+        """The value's shape for a batch of one."""
+        return self.graph.size(value, 1)
+
+    def sizes(self, value: ValueId) -> tuple[int | None, ...]:
+        """The value's size along every window axis that it has."""
+        shape = self.shape(value)
+        return tuple(None if d is None else shape[d] for d in self.dims[value])
+
+    def locals(self, node: Node) -> list[ValueId]:
+        """The operator's local operands, each once."""
+        return [v for v in dict.fromkeys(node.operands()) if self.kinds[v] is Kind.LOCAL]
+
+
+class Frame(Protocol):
+    """One batch while it runs: rows of a group, and the values computed so far."""
+
+    rows: int
+    values: dict[ValueId, Tensor]
+
+    def of(self, table: Tensor) -> Tensor:
+        """This batch's rows of a table that has one row a window of the group."""
+
+
+Step = Callable[[Frame], Any]
+
+
+class Group(Protocol):
+    """Windows of equal geometry, while their steps are prepared."""
+
+    def boxes(self, value: ValueId) -> Boxes:
+        """Where the value's patches lie."""
+
+    def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
+        """A function that gives the block `boxes` of a local value, outside filled."""
+
+    def cut(
+        self, value: ValueId, dims: Dims, boxes: Boxes, rank: int
+    ) -> Callable[[Frame], Tensor]:
+        """A function that gives the block `boxes` of a value that no window changes.
+
+        `dims` are those of the value once it has `rank` dimensions, new ones put first.
+        """
+
+    def per_row(self, axis: int, table: Tensor) -> Tensor:
+        """A table with one row a position along `axis`, spread to one row a window."""
+
+    def positions(self, axis: int) -> int:
+        """How many window positions the group has along `axis`."""
+
+    def whole(self, value: ValueId) -> Callable[[Frame], Tensor]:
+        """A function that gives the whole volume of any value, one row a window."""
+
+    def constant(self, value: ValueId) -> Tensor:
+        """A constant's tensor."""
+
+    def sole(self, value: ValueId, boxes: Boxes) -> bool:
+        """Whether the block `boxes` of the value is this step's alone and may be overwritten."""
+
+
+class Rule(ABC):
+    """How one operator passes on a local change.
+
+    Attributes:
+        node: the operator.
+        view: the graph and what is known of the operands.
+        dims: the outputs' dimensions that carry the window axes.
+    """
+
+    node: Node
+    view: View
+    dims: Dims
+    fresh = True  # whether the output is memory of its own, not a view of an operand
+
+    @abstractmethod
+    def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
+        """The outputs' changed interval along `axis`, given the operands'."""
+
+    def alignment(self, axis: int) -> tuple[int, int]:
+        """(modulus, residue) that the offsets of the output's patches must have."""
+        return 1, 0
+
+    def read_size(self, boxes: Boxes) -> tuple[int, ...]:
+        """The size of the block read for output patches in `boxes`, along the window axes."""
+        return tuple(box.size for box in boxes if box is not None)
+
+    @abstractmethod
+    def step(self, group: Group) -> Step:
+        """The function that computes the output patches of one batch."""
+
+    def whole_step(self, group: Group) -> Step:
+        """The operator itself on whole volumes."""
+        return whole_step(self.node, group)
+
+    def size(self, axis: int) -> int:
+        """The output's size along `axis`."""
+        dim = self.dims[axis]
+        assert dim is not None
+        return self.view.shape(self.outputs[0])[dim]
+
+    @property
+    def outputs(self) -> list[ValueId]:
+        """The values that the operator defines."""
+        return [v for v in self.node.outputs if v >= 0]
+
+
+def whole_step(node: Node, group: Group) -> Step:
+    """Runs an operator on whole volumes: what a global operator does."""
+    readers = {v: group.whole(v) for v in dict.fromkeys(node.operands())}
+
+    def step(frame: Frame) -> Any:
+        args, kwargs = resolve((node.args, node.kwargs), lambda v: readers[v](frame), frame.rows)
+        return node.op(*args, **kwargs)
+
+    return step
+
+
+class PatchRule(Rule):
+    """An operator that treats all cells along the window axes alike and apart from each other.
+
+    It runs unchanged on the patches. Local operands are brought to the same cells first; operands
+    that no window changes are cut to them where they have an extent along a window axis.
+
+    Args:
+        node: the operator.
+        view: the graph and what is known of the operands.
+        dims: the output's dimensions that carry the axes.
+        aligned: dimensions of the operands line up with the output's from the right, as
+            broadcasting has it; otherwise each operand keeps its own `dims`.
+        rewrite: gives the arguments for patches of the given sizes an axis.
+        in_place: the operator's in-place twin, where it has one.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        view: View,
+        dims: Dims,
+        *,
+        aligned: bool = False,
+        rewrite: Callable[[tuple[int | None, ...]], tuple[Any, dict[str, Any]]] | None = None,
+        in_place: Callable[..., Any] | None = None,
+        fresh: bool = True,
+    ) -> None:
+        self.node, self.view, self.dims = node, view, dims
+        self.aligned, self.rewrite, self.in_place, self.fresh = aligned, rewrite, in_place, fresh
+
+    def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
+        found = [operands[v] for v in operands if self.view.dims[v][axis] is not None]
+        spread = [v for v in operands if self.view.dims[v][axis] is None]
+        if not found or spread:  # an operand without this axis is repeated all along it
+            like = next(iter(operands.values())).start if not found else found[0].start
+            return Reach(like * 0, like * 0 + self.size(axis))
+        return union(found)
+
+    def step(self, group: Group) -> Step:
+        boxes = group.boxes(self.outputs[0])
+        readers = {v: self._reader(group, v, boxes) for v in dict.fromkeys(self.node.operands())}
+        call = (self.node.args, self.node.kwargs)
+        if self.rewrite is not None:
+            call = self.rewrite(tuple(None if b is None else b.size for b in boxes))
+        op: Callable[..., Any] = self.node.op
+        first = call[0][0] if call[0] else None
+        if self.in_place is not None and isinstance(first, Value) and group.sole(first.id, boxes):
+            op = self.in_place
+        plain = [a.id if isinstance(a, Value) else None for a in call[0]]
+        if not call[1] and len(plain) == 1 and plain[0] is not None:
+            read = readers[plain[0]]
+            return lambda frame: op(read(frame))
+
+        def step(frame: Frame) -> Any:
+            args, kwargs = resolve(call, lambda v: readers[v](frame), frame.rows)
+            return op(*args, **kwargs)
+
+        return step
+
+    def whole_step(self, group: Group) -> Step:
+        """The same as `step`: patches that are whole volumes are still patches."""
+        return self.step(group)
+
+    def _reader(self, group: Group, value: ValueId, boxes: Boxes) -> Callable[[Frame], Tensor]:
+        kind = self.view.kinds[value]
+        if kind is Kind.LOCAL:
+            own = self.view.dims[value]
+            return group.read(
+                value, tuple(None if d is None else b for d, b in zip(own, boxes, strict=True))
+            )
+        shape = self.view.shape(value)
+        rank = len(shape)
+        if self.aligned:
+            rank = len(self.view.shape(self.outputs[0]))
+            full = (1,) * (rank - len(shape)) + shape
+            dims = tuple(None if d is None or full[d] == 1 else d for d in self.dims)
+        else:
+            dims = self.view.dims.get(value, (None,) * len(self.dims))
+        if all(d is None for d in dims):
+            return group.whole(value)
+        return group.cut(value, dims, boxes, rank)
+
+
+def batch_rows(view: View, value: ValueId) -> bool:
+    """Whether the value's first dimension is the batch, one row a window."""
+    shape = view.graph.shapes[value]
+    first = bool(shape) and shape[0] == BatchInt(1, 0)
+    return first and not any(isinstance(s, BatchInt) for s in shape[1:])
+
+
+def replace_value(arguments: Any, value: ValueId, by: Any) -> Any:
+    """`arguments` with one value replaced."""
+    return map_arguments(arguments, lambda v: by if v.id == value else v)
+
+
+def divide_by_row(block: Tensor, divisor: Tensor, dims: list[int]) -> Tensor:
+    """`block` divided in place by a (rows, *sizes) table along `dims`."""
+    shape = [1] * block.dim()
+    shape[0] = block.shape[0]
+    for dim, size in zip(dims, divisor.shape[1:], strict=True):
+        shape[dim] = size
+    return block.div_(divisor.reshape(shape).to(block.dtype))
+
+
+def as_tensor(array: Any, like: Tensor) -> Tensor:
+    """A NumPy array as a tensor on `like`'s device."""
+    return torch.as_tensor(array, device=like.device)

@@ -1,0 +1,304 @@
+"""Rules for operators with a sliding window: convolution and pooling (Section 4.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._graph import Node, ValueId
+from .._regions import Box, Reach, window_reach, window_read
+from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, divide_by_row
+
+__all__ = ["average_pooling", "convolution", "max_pooling", "unshuffle"]
+
+aten = torch.ops.aten
+
+
+class WindowRule(Rule):
+    """An operator that slides a kernel over the trailing `rank` dimensions of its input.
+
+    Dimensions without a window axis keep the operator's own padding; along the others the padding
+    is read as part of the block, filled with `fill`.
+    """
+
+    fill = 0.0
+
+    def __init__(
+        self,
+        node: Node,
+        view: View,
+        source: ValueId,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> None:
+        self.node, self.view, self.source = node, view, source
+        self.kernel, self.stride = list(kernel), list(stride)
+        self.padding, self.dilation = list(padding), list(dilation)
+        self.dims = view.dims[source]
+        self.lead = len(view.graph.shapes[source]) - len(self.kernel)
+
+    def _geometry(self, axis: int) -> dict[str, int]:
+        dim = self.dims[axis]
+        assert dim is not None
+        i = dim - self.lead
+        return {
+            "kernel": self.kernel[i],
+            "stride": self.stride[i],
+            "padding": self.padding[i],
+            "dilation": self.dilation[i],
+        }
+
+    def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
+        """Eq. 18-21, exact at the borders."""
+        return window_reach(
+            operands[self.source], size=self.size(axis), **self._geometry(axis)
+        )
+
+    def _reads(self, boxes: Boxes) -> Boxes:
+        """Eq. 22-25."""
+        return tuple(
+            None if box is None else window_read(box, **self._geometry(axis))
+            for axis, box in enumerate(boxes)
+        )
+
+    def read_size(self, boxes: Boxes) -> tuple[int, ...]:
+        """Eq. 24-25."""
+        return tuple(box.size for box in self._reads(boxes) if box is not None)
+
+    def step(self, group: Group) -> Step:
+        """Algorithm 1: the read-in block of every window, then the operator on all of them."""
+        boxes = group.boxes(self.outputs[0])
+        read = group.read(self.source, self._reads(boxes), self.fill)
+        own = list(self.padding)
+        for dim in self.dims:
+            if dim is not None:
+                own[dim - self.lead] = 0
+        apply = self.applied(group, own, boxes)
+        return lambda frame: apply(read(frame), frame)
+
+    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
+        """A function of the read-in block and the frame that gives the output patches."""
+        raise NotImplementedError
+
+
+def _carries_axes(view: View, source: ValueId, rank: int) -> bool:
+    """Whether every window axis of the value is one of its trailing `rank` dimensions."""
+    lead = len(view.graph.shapes[source]) - rank
+    return lead == 2 and all(d is None or d >= lead for d in view.dims[source])
+
+
+class _Convolution(WindowRule):
+    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
+        named = self.node.bound()
+        weight = group.constant(named["weight"].id)
+        bias = None if named["bias"] is None else group.constant(named["bias"].id)
+        op, stride, dilation = aten.convolution.default, self.stride, self.dilation
+        groups, none = named["groups"], [0] * len(padding)
+
+        def apply(block: Tensor, frame: Frame) -> Tensor:
+            return op(block, weight, bias, stride, padding, dilation, False, none, groups)
+
+        return apply
+
+
+def convolution(node: Node, view: View) -> Rule | None:
+    """Convolution of one to three dimensions with constant weights."""
+    named = node.bound()
+    source = named["input"].id
+    if named["transposed"] or view.kinds[source] is not Kind.LOCAL:
+        return None
+    if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
+        return None
+    rank = len(named["stride"])
+    if not _carries_axes(view, source, rank):
+        return None
+    kernel = view.shape(named["weight"].id)[2:]
+    return _Convolution(
+        node, view, source, kernel, named["stride"], named["padding"], named["dilation"]
+    )
+
+
+def _listed(value: Any, rank: int) -> list[int]:
+    """A pooling argument for every dimension: one number stands for all."""
+    if isinstance(value, int):
+        return [value] * rank
+    return list(value) * rank if len(value) == 1 else list(value)
+
+
+class _MaxPooling(WindowRule):
+    fill = -math.inf
+
+    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
+        pool = F.max_pool2d if len(self.kernel) == 2 else F.max_pool3d
+        several = self.node.several
+
+        def apply(block: Tensor, frame: Frame) -> Any:
+            pooled = pool(block, self.kernel, self.stride, padding, self.dilation)
+            return (pooled, None) if several else pooled
+
+        return apply
+
+
+def max_pooling(node: Node, view: View) -> Rule | None:
+    """Max pooling, adaptive too where the output divides the input; without its indices."""
+    source = node.operands()[0]
+    rank = 3 if "3d" in node.name else 2
+    if view.kinds[source] is not Kind.LOCAL or not _carries_axes(view, source, rank):
+        return None
+    if len(node.outputs) > 1 and node.outputs[1] in view.graph.users():
+        return None
+    if not view.graph.dtypes[source].is_floating_point:
+        return None
+    if "adaptive" in node.name:
+        geometry = _adaptive(node, view, source, rank)
+        if geometry is None:
+            return None
+        kernel, stride, padding, dilation = geometry
+    else:
+        named = node.bound()
+        kernel = _listed(named["kernel_size"], rank)
+        stride = _listed(named["stride"] or kernel, rank)
+        padding, dilation = _listed(named["padding"], rank), _listed(named["dilation"], rank)
+        untracked = [i for i in range(rank) if i + 2 not in view.dims[source]]
+        before, after = view.shape(source)[2:], view.shape(node.outputs[0])[2:]
+        if named["ceil_mode"] and not _exact(before, after, kernel, stride, untracked):
+            return None
+    return _MaxPooling(node, view, source, kernel, stride, padding, dilation)
+
+
+def _adaptive(
+    node: Node, view: View, source: ValueId, rank: int
+) -> tuple[list[int], list[int], list[int], list[int]] | None:
+    before = view.shape(source)[-rank:]
+    after = view.shape(node.outputs[0])[-rank:]
+    if any(a == 0 or b % a for a, b in zip(after, before, strict=True)):
+        return None
+    sizes = [b // a for a, b in zip(after, before, strict=True)]
+    return sizes, sizes, [0] * rank, [1] * rank
+
+
+class _AveragePooling(WindowRule):
+    """Sums of the block divided by the number of cells that count at each output."""
+
+    counts: list[np.ndarray[Any, Any] | None]
+
+    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
+        pool = F.avg_pool2d if len(self.kernel) == 2 else F.avg_pool3d
+        area = math.prod(self.kernel)
+        divisors = [
+            (dim, axis, self.counts[dim - self.lead], boxes[axis])
+            for axis, dim in enumerate(self.dims)
+            if dim is not None
+        ]
+        if all(counts is None for _, _, counts, _ in divisors):
+            divisor = self.divisor
+
+            def simple(block: Tensor, frame: Frame) -> Tensor:
+                return pool(
+                    block, self.kernel, self.stride, padding, divisor_override=divisor or None
+                )
+
+            return simple
+        tables = [
+            (dim, group.per_row(axis, torch.from_numpy(_windows_of(counts, box))))
+            for dim, axis, counts, box in divisors
+            if counts is not None and box is not None
+        ]
+        rest = area // math.prod(self.kernel[dim - self.lead] for dim, _ in tables)
+
+        def apply(block: Tensor, frame: Frame) -> Tensor:
+            total = pool(block, self.kernel, self.stride, padding, divisor_override=rest)
+            for dim, table in tables:
+                divide_by_row(total, frame.of(table), [dim])
+            return total
+
+        return apply
+
+    divisor: int | None = None
+
+
+def _windows_of(counts: np.ndarray[Any, Any], box: Box) -> np.ndarray[Any, Any]:
+    """counts[offset : offset + size] for every offset; 1 outside the volume."""
+    index = box.offset[:, None] + np.arange(box.size)
+    inside = (index >= 0) & (index < len(counts))
+    return np.where(inside, counts[np.clip(index, 0, len(counts) - 1)], 1)
+
+
+def average_pooling(node: Node, view: View) -> Rule | None:
+    """Average pooling: ceil_mode, count_include_pad, divisor_override, adaptive to a divisor."""
+    source = node.operands()[0]
+    rank = 3 if "3d" in node.name else 2
+    if view.kinds[source] is not Kind.LOCAL or not _carries_axes(view, source, rank):
+        return None
+    if "adaptive" in node.name:
+        geometry = _adaptive(node, view, source, rank)
+        if geometry is None:
+            return None
+        rule = _AveragePooling(node, view, source, *geometry)
+        rule.counts = [None] * rank
+        return rule
+    named = node.bound()
+    kernel = _listed(named["kernel_size"], rank)
+    stride = _listed(named["stride"] or kernel, rank)
+    padding = _listed(named["padding"], rank)
+    rule = _AveragePooling(node, view, source, kernel, stride, padding, [1] * rank)
+    rule.divisor = named["divisor_override"]
+    before, after = view.shape(source)[2:], view.shape(node.outputs[0])[2:]
+    rule.counts = [None] * rank
+    if rule.divisor is None:
+        for i in range(rank):
+            counts = _counts(
+                before[i], after[i], kernel[i], stride[i], padding[i], named["count_include_pad"]
+            )
+            if (counts != kernel[i]).any():
+                rule.counts[i] = counts
+    untracked = [i for i in range(rank) if i + 2 not in rule.dims]
+    plain = all(padding[i] == 0 and rule.counts[i] is None for i in untracked)
+    if not plain or not _exact(before, after, kernel, stride, untracked):
+        return None
+    return rule
+
+
+def _exact(
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    kernel: list[int],
+    stride: list[int],
+    dims: list[int],
+) -> bool:
+    """Whether no window along `dims` sticks out of the input."""
+    return all((after[i] - 1) * stride[i] + kernel[i] <= before[i] for i in dims)
+
+
+def _counts(
+    before: int, after: int, kernel: int, stride: int, padding: int, include: bool
+) -> np.ndarray[Any, Any]:
+    """How many cells count along one dimension at each output, as ATen has it."""
+    start = np.arange(after) * stride - padding
+    stop = np.minimum(start + kernel, before + padding)
+    if include:
+        return stop - start
+    return np.minimum(stop, before) - np.maximum(start, 0)
+
+
+class _Unshuffle(WindowRule):
+    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
+        factor = self.kernel[0]
+        return lambda block, frame: F.pixel_unshuffle(block, factor)
+
+
+def unshuffle(node: Node, view: View) -> Rule | None:
+    """pixel_unshuffle: squares of cells become channels."""
+    source = node.operands()[0]
+    factor = node.args[1]
+    if view.kinds[source] is not Kind.LOCAL or not _carries_axes(view, source, 2):
+        return None
+    return _Unshuffle(node, view, source, [factor] * 2, [factor] * 2, [0, 0], [1, 1])

@@ -1,0 +1,132 @@
+"""How far a window reaches: interval arithmetic, one axis at a time.
+
+The paper's Eq. 18-29 with their bounds made exact: an interval is computed with a ceiling on one
+side and a floor on the other and clipped to the volume. All functions take arrays with one entry
+a window position along the axis, and know nothing of the other axes: occlusion windows and the
+operators here are separable, so one, two and three spatial axes are the same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Box", "Reach", "align", "index_map_reach", "shift", "union", "window_read",
+           "window_reach"]
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The half-open interval [start, stop) that each window position can change."""
+
+    start: Integers
+    stop: Integers
+
+    def clipped(self, size: int) -> Reach:
+        """The part of the intervals inside a volume of `size`; an empty one has start == stop."""
+        start = np.clip(self.start, 0, size)
+        return Reach(start, np.maximum(np.clip(self.stop, 0, size), start))
+
+    def segment(self, positions: slice) -> Reach:
+        """The intervals of some of the window positions."""
+        return Reach(self.start[positions], self.stop[positions])
+
+    @property
+    def longest(self) -> int:
+        """The size of a patch that holds any of the intervals, at least 1."""
+        return max(1, int((self.stop - self.start).max(initial=1)))
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where the patches of a group of windows lie along one axis: same size, own offsets."""
+
+    offset: Integers
+    size: int
+
+    def same_as(self, other: Box) -> bool:
+        """Whether both describe the same cells."""
+        return self.size == other.size and bool(np.array_equal(self.offset, other.offset))
+
+    def is_whole(self, size: int) -> bool:
+        """Whether every patch is the whole volume."""
+        return self.size == size and not self.offset.any()
+
+
+def window_reach(
+    reach: Reach, *, kernel: int, stride: int, padding: int, dilation: int, size: int
+) -> Reach:
+    """Output interval of a convolution or pooling (Eq. 18-21, exact).
+
+    Args:
+        reach: the changed interval of the input.
+        kernel: taps along this axis.
+        stride: distance of neighbouring outputs in the input.
+        padding: cells put before the input.
+        dilation: distance of neighbouring taps.
+        size: the output's size along this axis.
+    """
+    span = (kernel - 1) * dilation
+    start = -((span - padding - reach.start) // stride)  # a ceiling
+    stop = (reach.stop - 1 + padding) // stride + 1
+    empty = reach.stop <= reach.start
+    return Reach(start, np.where(empty, start, stop)).clipped(size)
+
+
+def window_read(
+    box: Box, *, kernel: int, stride: int, padding: int, dilation: int
+) -> Box:
+    """Input block that the outputs in `box` read (Eq. 22-25); it may stick out into the padding."""
+    span = (kernel - 1) * dilation
+    return Box(box.offset * stride - padding, (box.size - 1) * stride + span + 1)
+
+
+def shift(reach: Reach, by: int, size: int) -> Reach:
+    """The interval moved by `by` cells and clipped to a volume of `size`."""
+    return Reach(reach.start + by, reach.stop + by).clipped(size)
+
+
+def index_map_reach(reach: Reach, taps: Integers, size: int) -> Reach:
+    """Bounding interval of the outputs that read a changed cell.
+
+    Args:
+        reach: the changed interval of the input.
+        taps: (size, taps) the input cells that each output reads.
+        size: the output's size along this axis.
+    """
+    taps = taps.reshape(size, -1, 1)
+    touched = ((taps >= reach.start) & (taps < reach.stop)).any(1)  # (size, positions)
+    start = touched.argmax(0)
+    stop = size - touched[::-1].argmax(0)
+    return Reach(start, np.where(touched.any(0), stop, start))
+
+
+def union(reaches: list[Reach]) -> Reach:
+    """The smallest intervals that hold all of the given; empty ones count for nothing."""
+    if len(reaches) == 1:
+        return reaches[0]
+    far = np.iinfo(np.int64).max
+    starts = [np.where(r.stop > r.start, r.start, far) for r in reaches]
+    stops = [np.where(r.stop > r.start, r.stop, -1) for r in reaches]
+    start, stop = np.min(starts, 0), np.max(stops, 0)
+    empty = stop < 0
+    start = np.where(empty, reaches[0].start, start)
+    return Reach(start, np.where(empty, start, stop))
+
+
+def align(reach: Reach, size: int, modulus: int = 1, residue: int = 0) -> Box:
+    """One patch size for all intervals, each at its own offset.
+
+    A patch larger than its interval is moved inside the volume so that it still holds true values
+    (Eq. 40-41). Where offsets must be `residue` modulo `modulus` the patch sticks out instead;
+    cells outside the volume are never read.
+    """
+    if modulus == 1:
+        length = min(reach.longest, size)
+        return Box(np.clip(reach.start, 0, size - length), length)
+    offset = reach.start - (reach.start - residue) % modulus
+    return Box(offset, max(1, int((reach.stop - offset).max(initial=1))))

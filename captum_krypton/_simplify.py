@@ -1,0 +1,155 @@
+"""Rewrites a captured graph into one that is cheaper to run and means the same.
+
+Linear layers over a last dimension come back from the flattened products that ATen makes of them,
+batch norms with constant statistics are folded into the convolution before them, and views become
+reshapes, so that patches may have any memory layout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._graph import Graph, Node, Value, ValueId, map_arguments
+
+__all__ = ["simplified"]
+
+aten = torch.ops.aten
+_VIEWS = {"aten.view", "aten._unsafe_view", "aten._reshape_alias"}
+_BATCH_NORMS = {
+    "aten.native_batch_norm",
+    "aten.cudnn_batch_norm",
+    "aten.miopen_batch_norm",
+    "aten._native_batch_norm_legit_no_training",
+    "aten._batch_norm_no_update",
+}
+_IDENTITIES = {"aten.detach", "aten.alias", "aten.lift_fresh"}
+
+
+def simplified(graph: Graph) -> Graph:
+    """An equivalent graph with fewer operators; constants may be new tensors."""
+    constants = dict(graph.constants)
+    graph = Graph(
+        list(graph.nodes), graph.inputs, graph.output, graph.shapes, graph.dtypes, constants
+    )
+    _drop_identities(graph)
+    _restore_linear(graph)
+    _fold_batch_norms(graph)
+    graph = graph.dead_code_eliminated()
+    for i, node in enumerate(graph.nodes):
+        if node.name in _VIEWS:
+            shape = list(node.args[1])
+            if len(graph.shapes[node.outputs[0]]) == len(shape):
+                shape = list(graph.shapes[node.outputs[0]])
+            graph.nodes[i] = Node(
+                aten.reshape.default, (node.args[0], shape), {}, node.outputs
+            )
+    return graph
+
+
+def _replace(graph: Graph, old: ValueId, new: ValueId) -> None:
+    """Makes every reader of `old` read `new`."""
+
+    def swap(value: Value) -> Value:
+        return Value(new) if value.id == old else value
+
+    for node in graph.nodes:
+        node.args = map_arguments(node.args, swap)
+        node.kwargs = map_arguments(node.kwargs, swap)
+    if graph.output == old:
+        graph.output = new
+
+
+def _drop_identities(graph: Graph) -> None:
+    for node in list(graph.nodes):
+        if node.name in _IDENTITIES and isinstance(node.args[0], Value):
+            _replace(graph, node.outputs[0], node.args[0].id)
+
+
+def _restore_linear(graph: Graph) -> None:
+    """view -> mm or addmm -> view becomes one linear layer over the last dimension."""
+    producers, users = graph.producers(), graph.users()
+    for i, node in enumerate(list(graph.nodes)):
+        if node.name not in ("aten.addmm", "aten.mm") or len(node.kwargs) > 0:
+            continue
+        operands = node.operands()
+        bias, rows, weight = operands if node.name == "aten.addmm" else (None, *operands)
+        flat = producers.get(rows)
+        if weight not in graph.constants or flat is None or flat.name not in _VIEWS:
+            continue
+        source = flat.operands()[0]
+        shape, out_features = graph.shapes[source], graph.shapes[node.outputs[0]][-1]
+        restored = [u for u in users.get(node.outputs[0], []) if u.name in _VIEWS]
+        if len(shape) < 3 or len(restored) != len(users.get(node.outputs[0], [])):
+            continue
+        if graph.shapes[rows][-1] != shape[-1] or node.outputs[0] == graph.output:
+            continue
+        target = (*shape[:-1], out_features)
+        if not restored or any(graph.shapes[u.outputs[0]] != target for u in restored):
+            continue
+        if bias is not None and bias not in graph.constants:
+            continue
+        transposed = graph.new_value(
+            tuple(graph.constants[weight].t().shape), graph.dtypes[weight]
+        )
+        graph.constants[transposed] = graph.constants[weight].t()
+        merged = graph.new_value(target, graph.dtypes[node.outputs[0]])
+        args = (Value(source), Value(transposed), None if bias is None else Value(bias))
+        graph.nodes[i] = Node(aten.linear.default, args, {}, (merged,))
+        for user in restored:
+            _replace(graph, user.outputs[0], merged)
+        producers, users = graph.producers(), graph.users()
+
+
+def _fold_batch_norms(graph: Graph) -> None:
+    producers, users = graph.producers(), graph.users()
+    for node in list(graph.nodes):
+        if node.name not in _BATCH_NORMS:
+            continue
+        named = node.bound()
+        source = node.operands()[0]
+        conv = producers.get(source)
+        others = [v for v in node.operands()[1:] if v not in graph.constants]
+        if conv is None or conv.name != "aten.convolution" or others or source == graph.output:
+            continue
+        if len(users[source]) != 1 or any(
+            v not in graph.constants for v in conv.operands()[1:]
+        ):
+            continue
+        call = conv.bound()
+        if call["transposed"]:
+            continue
+        weight = graph.constants[call["weight"].id]
+        bias = None if call["bias"] is None else graph.constants[call["bias"].id]
+        scale, offset = _affine(graph, named)
+        folded = weight.double() * scale.reshape(-1, *([1] * (weight.dim() - 1)))
+        base = torch.zeros_like(scale) if bias is None else bias.double()
+        new_weight = graph.new_value(tuple(weight.shape), weight.dtype)
+        graph.constants[new_weight] = folded.to(weight.dtype)
+        new_bias = graph.new_value(tuple(scale.shape), weight.dtype)
+        graph.constants[new_bias] = (base * scale + offset).to(weight.dtype)
+        args = list(conv.args)
+        args[1], args[2] = Value(new_weight), Value(new_bias)
+        conv.args = tuple(args)
+        _replace(graph, node.outputs[0], source)
+
+
+def _affine(graph: Graph, named: dict[str, object]) -> tuple[Tensor, Tensor]:
+    """A batch norm as `x * scale + offset`, in float64."""
+
+    def tensor(name: str) -> Tensor | None:
+        value = named.get(name)
+        return graph.constants[value.id].double() if isinstance(value, Value) else None
+
+    mean, var = tensor("running_mean"), tensor("running_var")
+    assert mean is not None and var is not None
+    eps = named.get("eps", named.get("epsilon"))
+    assert isinstance(eps, float)
+    scale = torch.rsqrt(var + eps)
+    weight, bias = tensor("weight"), tensor("bias")
+    if weight is not None:
+        scale = scale * weight
+    offset = -mean * scale
+    return scale, offset if bias is None else offset + bias
+
+
