@@ -303,7 +303,13 @@ def _grows(graph: Graph, node: Node) -> bool:
     return any(isinstance(a, BatchInt) for a in (*sizes, *walk((node.args, node.kwargs))))
 
 
-_OVERWRITES = {"aten.fill", "aten.zero", "aten.copy"}
+# What may read memory that nothing has been written to: it is overwritten, whole or in part. Any
+# other reader means that code outside torch's operators has filled it.
+_OVERWRITES = {
+    f"aten.{name}"
+    for name in ("fill", "zero", "copy", "slice", "select", "view", "slice_scatter",
+                 "select_scatter", "zeros_like", "ones_like", "full_like", "empty_like")
+}
 
 
 def _refuse(graph: Graph) -> None:

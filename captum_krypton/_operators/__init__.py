@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._graph import Node
-from . import _pointwise, _reduce, _resample, _shape, _window
+from . import _pointwise, _reduce, _resample, _shape, _splice, _window
 from ._rule import (
     Boxes,
     Dims,
@@ -57,12 +57,12 @@ _BUILDERS: dict[str, tuple[Builder, ...]] = {
     "aten.constant_pad_nd": (_resample.constant_padding,),
     "aten.linear": (_pointwise.linear,),
     "aten.native_layer_norm": (_pointwise.layer_norm,),
-    "aten.cat": (_pointwise.concatenate,),
+    "aten.cat": (_pointwise.concatenate, _splice.concatenate_along),
     "aten.stack": (_pointwise.concatenate,),
     "aten.permute": (_shape.permute,),
     "aten.transpose": (_shape.permute,),
     "aten.expand": (_shape.expand,),
-    "aten.slice_scatter": (_shape.scatter,),
+    "aten.slice_scatter": (_shape.scatter, _splice.scatter_along),
     "aten.select_scatter": (_shape.scatter,),
     "aten.native_channel_shuffle": (_shape.regroup,),
     "aten.channel_shuffle": (_shape.regroup,),

@@ -1,0 +1,240 @@
+"""Finds the compiled kernels: prebuilt, else compiled on first use, else the references run.
+
+Nothing happens on import. The environment is read once, on first use:
+
+- `KRYPTON_BACKEND=reference` runs the references; `KRYPTON_BACKEND=cpp` raises where the
+  references would have run.
+- `KRYPTON_JIT=0` turns compiling on first use off.
+- `TORCH_EXTENSIONS_DIR`, else `XDG_CACHE_HOME`, says where compiled kernels are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+
+__all__ = ["BackendInfo", "KryptonBackendWarning", "backend_info", "load", "ready"]
+
+ready = False
+"""Whether `load` has nothing left to do: kernels check it instead of calling `load` each time."""
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_LIBRARY = "captum_krypton_kernels"
+_FLAGS = ["/O2" if os.name == "nt" else "-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+_OPERATORS = ("captum_krypton::gather_patches",)
+
+_logger = logging.getLogger("captum_krypton")
+_mutex = threading.Lock()
+
+
+class KryptonBackendWarning(UserWarning):
+    """A binary of the kernels should have loaded and did not; results stay the same."""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """Which code runs the kernels on the CPU, and why not a faster one.
+
+    Attributes:
+        name: "cpp" for the compiled kernels, "reference" for their plain-torch twins.
+        path: The binary in use; None for the references.
+        reasons: Why each binary that was looked for first is not in use.
+        threads: Threads that a kernel may use, `torch.get_num_threads()`.
+    """
+
+    name: str
+    path: str | None
+    reasons: tuple[str, ...]
+    threads: int
+
+
+@dataclass
+class _Search:
+    path: Path | None = None
+    reasons: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def fail(self, reason: str) -> None:
+        self.reasons.append(reason)
+        self.unexpected.append(reason)
+
+
+_search: _Search | None = None
+
+
+def backend_info() -> BackendInfo:
+    """Says which code runs the kernels, after loading (and maybe compiling) it.
+
+    Returns:
+        The backend in use, with the reasons why each one that was tried before it is not.
+
+    Raises:
+        RuntimeError: If `KRYPTON_BACKEND=cpp` and no binary could be loaded.
+        ValueError: If `KRYPTON_BACKEND` is neither "cpp" nor "reference".
+    """
+    search = load()
+    path = None if search.path is None else str(search.path)
+    name = "reference" if path is None else "cpp"
+    return BackendInfo(name, path, tuple(search.reasons), torch.get_num_threads())
+
+
+def load() -> _Search:
+    """Looks for a binary of the kernels, once in a process, and loads it.
+
+    A search that fails leaves the references in place; it warns where a binary was there, or
+    could have been compiled, and is broken.
+
+    Returns:
+        What was found.
+
+    Raises:
+        RuntimeError: If `KRYPTON_BACKEND=cpp` and no binary could be loaded.
+        ValueError: If `KRYPTON_BACKEND` is neither "cpp" nor "reference".
+    """
+    global _search, ready
+    choice = os.environ.get("KRYPTON_BACKEND", "")
+    with _mutex:
+        first = _search is None
+        search = _search or _find(choice)
+        _search = search
+    if search.path is None and choice == "cpp":
+        raise RuntimeError(
+            "KRYPTON_BACKEND=cpp, and no binary of the kernels could be loaded: "
+            + "; ".join(search.reasons)
+        )
+    ready = True
+    if first and search.unexpected:
+        instead = "the plain-torch references run" if search.path is None else search.path
+        warnings.warn(
+            f"a binary of the kernels could not be used ({'; '.join(search.unexpected)}); "
+            f"instead: {instead}",
+            KryptonBackendWarning,
+            stacklevel=3,
+        )
+    return search
+
+
+def _find(choice: str) -> _Search:
+    search = _Search()
+    if choice not in ("", "cpp", "reference"):
+        raise ValueError(f'KRYPTON_BACKEND is {choice!r}; expected "cpp" or "reference"')
+    if choice == "reference":
+        search.reasons.append("KRYPTON_BACKEND=reference asks for the references")
+    elif not _find_prebuilt(search):
+        _find_compiled(search)
+    return search
+
+
+def _find_prebuilt(search: _Search) -> bool:
+    for path in (_PACKAGE / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES):
+        if path.exists():
+            return _open(path, search)
+    search.reasons.append(f"no prebuilt binary in {_PACKAGE}")
+    return False
+
+
+def _find_compiled(search: _Search) -> None:
+    """Takes the cached binary of these very sources, or compiles it."""
+    if os.environ.get("KRYPTON_JIT") == "0":
+        search.reasons.append("KRYPTON_JIT=0 turns compiling off")
+        return
+    roots = [root for root in (_PACKAGE / "csrc", _PACKAGE.parent / "csrc") if root.is_dir()]
+    if not roots:
+        search.reasons.append(f"no kernel sources (csrc) in or beside {_PACKAGE}")
+        return
+    try:
+        cached = _cache_folder(roots[0]) / f"{_LIBRARY}{EXTENSION_SUFFIXES[-1]}"
+        if cached.exists():
+            if _open(cached, search):
+                return
+            cached.unlink()
+        if _compile(roots[0], cached, search):
+            _open(cached, search)
+    except Exception as error:  # whatever fails here, the references give the same results
+        search.fail(f"compiling the kernels failed: {error}")
+
+
+def _cache_folder(root: Path) -> Path:
+    base = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    for source in sorted((*root.glob("*.h"), *root.glob("cpu/*.cpp"))):
+        digest.update(source.read_bytes())
+    name = f"torch{torch.__version__}-{platform.machine()}-{digest.hexdigest()[:16]}"
+    return (Path(base) if base else Path.home() / ".cache") / "captum_krypton" / name
+
+
+def _compile(root: Path, binary: Path, search: _Search) -> bool:
+    compiler = shlex.split(os.environ.get("CXX", "") or ("cl" if os.name == "nt" else "c++"))[0]
+    if shutil.which(compiler) is None:
+        search.reasons.append(f"no C++ compiler ({compiler}) to compile the kernels with")
+        return False
+    # Imported here: together they take longer than loading a cached binary.
+    from filelock import FileLock
+    from torch.utils import cpp_extension
+
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    # The operating system releases this lock when its holder dies, so a killed build blocks no one.
+    with FileLock(binary.parent / "lock"), _ninja_on_path():
+        if binary.exists():  # compiled by another process, while this one waited
+            return True
+        build = binary.parent / "build"
+        shutil.rmtree(build, ignore_errors=True)  # of a killed build, its own lock file included
+        build.mkdir()
+        _logger.info("compiling the kernels, once, a few seconds: %s", binary)
+        cpp_extension.load(
+            _LIBRARY,
+            [str(source) for source in sorted(root.glob("cpu/*.cpp"))],
+            extra_cflags=_FLAGS,
+            build_directory=str(build),
+            is_python_module=False,
+        )
+        # Whole or not at all: others may be looking for it without the lock.
+        os.replace(build / binary.name, binary)
+        shutil.rmtree(build, ignore_errors=True)
+    return True
+
+
+@contextmanager
+def _ninja_on_path() -> Iterator[None]:
+    """Lets torch find the ninja wheel of an environment that is not activated."""
+    path = os.environ.get("PATH", "")
+    try:
+        import ninja
+
+        os.environ["PATH"] = os.pathsep.join((path, ninja.BIN_DIR))
+        yield
+    finally:
+        os.environ["PATH"] = path
+
+
+def _open(path: Path, search: _Search) -> bool:
+    """Loads a binary; one that has just been compiled is in the process already."""
+    try:
+        if not _registered():
+            torch.ops.load_library(str(path))
+    except Exception as error:
+        search.fail(f"{path} does not load: {error}")
+        return False
+    if not _registered():
+        search.fail(f"{path} lacks kernels of this version")
+        return False
+    search.path = path
+    return True
+
+
+def _registered() -> bool:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return all(has_kernel(operator, "CPU") for operator in _OPERATORS)

@@ -1,0 +1,86 @@
+"""The plain-torch twin of each kernel: any device, any dtype, nothing to compile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["LOWEST", "gather_patches", "result_format"]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+LOWEST: dict[torch.dtype, float | int] = {
+    **dict.fromkeys(_FLOATS, float("-inf")),
+    **{dtype: torch.iinfo(dtype).min for dtype in _INTEGERS},
+    **dict.fromkeys(_UNSIGNED, 0),
+}
+"""What a fill of -inf is in each dtype that has a lowest value."""
+
+# torch has few kernels for these: their bytes are moved as those of their signed twins.
+_SIGNED = {
+    torch.uint16: torch.int16,
+    torch.uint32: torch.int32,
+    torch.uint64: torch.int64,
+}
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def result_format(base: Tensor) -> torch.memory_format:
+    """The memory format of the blocks cut out of `base`; a base that is both is contiguous."""
+    if base.dim() < 4 or base.is_contiguous() or base.stride(1) != 1:
+        return torch.contiguous_format
+    return _CHANNELS_LAST[base.dim()]
+
+
+def gather_patches(
+    base: Tensor,
+    patch: Tensor,
+    image: Tensor,
+    patch_offset: Tensor,
+    read_offset: Tensor,
+    read_size: Sequence[int],
+    fill: float,
+) -> Tensor:
+    """The reference of `captum_krypton::gather_patches`; arguments as there."""
+    if signed := _SIGNED.get(base.dtype):
+        base_bits, patch_bits = base.view(signed), patch.view(signed)
+        offsets = (image, patch_offset, read_offset)
+        return gather_patches(base_bits, patch_bits, *offsets, read_size, 0.0).view(base.dtype)
+    windows, rank = patch.shape[0], base.dim() - 2
+    rows, device = base.shape[0], base.device
+    if device.type == "cpu" and bool(((image < 0) | (image >= rows)).any()):
+        raise RuntimeError(f"image names rows {image.tolist()} of base; expected 0 to {rows - 1}")
+    memory_format = result_format(base)
+    value = 0 if fill == 0 else LOWEST[base.dtype]
+    shape = (windows, base.shape[1], *read_size)
+    if 0 in shape or 0 in base.shape:
+        return base.new_full((), value).expand(shape).clone(memory_format=memory_format)
+
+    per_window = [windows, *[1] * rank]
+    inside = torch.ones(per_window, dtype=torch.bool, device=device)
+    covered = inside
+    base_index = [image.view(per_window)]
+    patch_index = [torch.arange(windows, device=device).view(per_window)]
+    for axis, size in enumerate(read_size):
+        view = list(per_window)
+        view[axis + 1] = size
+        base_size, patch_size = base.shape[axis + 2], patch.shape[axis + 2]
+        at_base = (read_offset[:, axis, None] + torch.arange(size, device=device)).view(view)
+        at_patch = at_base - patch_offset[:, axis].view(per_window)
+        inside = inside & (at_base >= 0) & (at_base < base_size)
+        covered = covered & (at_patch >= 0) & (at_patch < patch_size)
+        base_index.append(at_base.clamp(0, base_size - 1))
+        patch_index.append(at_patch.clamp(0, max(patch_size - 1, 0)))
+
+    # With the channels last, the indices are adjacent and each of them moves a run of channels.
+    block = base.movedim(1, -1)[tuple(base_index)]
+    if 0 not in patch.shape:
+        own = patch.movedim(1, -1)[tuple(patch_index)]
+        block = torch.where(covered[..., None], own, block)
+    padding = base.new_full((), value)
+    result = torch.empty(shape, dtype=base.dtype, device=device, memory_format=memory_format)
+    torch.where(inside[..., None], block, padding, out=result.movedim(1, -1))
+    return result
