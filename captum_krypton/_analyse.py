@@ -105,7 +105,7 @@ def _kept(
 ) -> frozenset[ValueId]:
     kept: set[ValueId] = set()
     for node, rule in zip(graph.nodes, rules, strict=True):
-        outputs = [v for v in node.outputs if v >= 0]
+        outputs = [v for v in node.results]
         if all(kinds[v] is Kind.IMAGE for v in outputs):
             continue
         operands = list(dict.fromkeys(node.operands()))
@@ -123,7 +123,7 @@ def multiply_accumulates(graph: Graph, node: Node) -> int:
     if node.name == "aten.linear":
         weight = graph.size(node.operands()[1], 1)
         rows = 1
-        for size in graph.size(node.outputs[0], 1)[1:-1]:
+        for size in graph.size(node.results[0], 1)[1:-1]:
             rows *= size
         return rows * weight[0] * weight[1]
     formula = flop_registry.get(getattr(node.op, "overloadpacket", None))
@@ -141,4 +141,4 @@ def multiply_accumulates(graph: Graph, node: Node) -> int:
 
     args = [shape(a) for a in node.args]
     kwargs = {k: shape(v) for k, v in node.kwargs.items()}
-    return int(formula(*args, **kwargs, out_val=graph.size(node.outputs[0], 1))) // 2
+    return int(formula(*args, **kwargs, out_val=graph.size(node.results[0], 1))) // 2

@@ -319,23 +319,36 @@ def _refuse(graph: Graph) -> None:
     users = graph.users()
     for node in graph.nodes:
         tags = node.op.tags  # type: ignore[attr-defined]
-        if "batch_norm" in node.name and trains(node.bound()):
+        if "batch_norm" in node.name and trains(node.bound()) and not _by_instance(graph, node):
             raise NotCapturable("a batch norm takes its statistics from the batch")
         if torch.Tag.data_dependent_output in tags:
             raise NotCapturable(f"the forward reads a value out of a tensor ({node.op})")
-        if torch.Tag.dynamic_output_shape in tags:
+        if torch.Tag.dynamic_output_shape in tags and not _indexed_by_integers(graph, node):
             raise NotCapturable(f"a shape in the forward depends on the data ({node.op})")
         if node.name.split(".")[-1].startswith(("empty", "new_empty")):
             readers = {user.name for v in node.outputs for user in users.get(v, [])}
             if readers - _OVERWRITES:
                 raise NotCapturable(f"the forward reads memory written outside torch ({node.op})")
-        for value in node.outputs:
-            if value >= 0 and value in users | {graph.output: []}:
+        for value in node.results:
+            if value in users or value == graph.output:
                 if not any(isinstance(s, BatchInt) for s in graph.shapes[value]):
                     raise NotCapturable(f"the forward mixes the rows of a batch ({node.op})")
     shape = graph.shapes[graph.output]
     if not shape or shape[0] != BatchInt(1, 0):
         raise NotCapturable("the outcome does not have one row an example")
+
+
+def _by_instance(graph: Graph, node: Node) -> bool:
+    """Whether a batch norm is an instance norm: the rows of the batch are its channels."""
+    return isinstance(graph.shapes[node.operands()[0]][1], BatchInt)
+
+
+def _indexed_by_integers(graph: Graph, node: Node) -> bool:
+    """Whether an index operator's shape is known: its indices are numbers, not masks."""
+    if node.name not in ("aten.index", "aten.index_put", "aten._unsafe_index"):
+        return False
+    dtypes = {graph.dtypes[v.id] for v in walk(node.args[1]) if isinstance(v, Value)}
+    return not dtypes & {torch.bool, torch.uint8}
 
 
 def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:

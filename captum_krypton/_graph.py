@@ -58,6 +58,11 @@ class Node:
             return str(self.op.overloadpacket)
         return getattr(self.op, "__name__", str(self.op))
 
+    @property
+    def results(self) -> list[ValueId]:
+        """The outputs that something reads."""
+        return [value for value in self.outputs if value >= 0]
+
     def operands(self) -> list[ValueId]:
         """The values read, in argument order, repeats included."""
         found: list[ValueId] = []

@@ -198,7 +198,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
     def _warn(self, fallback: Fallback) -> None:
         """Says once for each reason that a map is made by Captum's path."""
         reason = str(fallback)
-        if reason in self._warned:
+        if fallback.quiet or reason in self._warned:
             return
         self._warned.add(reason)
         warnings.warn(

@@ -94,6 +94,7 @@ class Recorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        func, args = _deterministic(func, args, kwargs)
         _refuse_before(func, args, kwargs)
         read = self._to_values((args, kwargs))
         result = func(*args, **kwargs)
@@ -286,6 +287,21 @@ def _functional(func: Any) -> Any:
     if twin is None:
         raise NotCapturable(f"{func} has no functional twin")
     return twin
+
+
+def _deterministic(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A leaky ReLU for a randomised one in evaluation mode: its slope is the mean of the bounds."""
+    plain = {
+        aten.rrelu_with_noise.default: aten.leaky_relu.default,
+        aten.rrelu_with_noise_.default: aten.leaky_relu_.default,
+    }.get(func)
+    if plain is None:
+        return func, args
+    named = Node(func, args, kwargs, ()).bound()
+    if named["training"]:
+        return func, args
+    kwargs.clear()
+    return plain, (args[0], (named["lower"] + named["upper"]) / 2)
 
 
 def _is_batch_norm(func: Any) -> bool:

@@ -120,6 +120,8 @@ def _fold_batch_norms(graph: Graph) -> None:
         if call["transposed"]:
             continue
         weight = graph.constants[call["weight"].id]
+        if weight.dtype not in (torch.float32, torch.float64):
+            continue  # folded weights would be rounded once more
         bias = None if call["bias"] is None else graph.constants[call["bias"].id]
         scale, offset = _affine(graph, named)
         folded = weight.double() * scale.reshape(-1, *([1] * (weight.dim() - 1)))

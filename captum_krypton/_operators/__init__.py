@@ -70,7 +70,7 @@ _BUILDERS: dict[str, tuple[Builder, ...]] = {
     "aten.slice": (_shape.pick, _resample.index_map),
     "aten.index_select": (_shape.pick, _resample.index_map),
     "aten.flip": (_pointwise.across_dims, _resample.index_map),
-    "aten.roll": (_resample.index_map,),
+    "aten.roll": (_pointwise.across_dims, _resample.index_map),
 }
 for _name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"):
     _BUILDERS[f"aten.{_name}"] = (_shape.reshape,)

@@ -50,7 +50,7 @@ def pointwise(node: Node, view: View) -> Rule | None:
     """Element-wise operators with broadcasting: activations, arithmetic, comparisons, casts."""
     if not is_pointwise(node):
         return None
-    output = node.outputs[0]
+    output = node.results[0]
     if not batch_rows(view, output):
         return None
     rank = len(view.graph.shapes[output])
@@ -86,7 +86,7 @@ def _broadcast_dims(node: Node, view: View, rank: int) -> Dims | None:
                 return None
             dims[axis] = dim
     for value in view.locals(node):  # a local operand must not be repeated along its own axis
-        out = view.shape(node.outputs[0])
+        out = view.shape(node.results[0])
         for dim in view.dims[value]:
             if dim is not None and view.shape(value)[dim] != out[dim]:
                 return None
@@ -99,13 +99,13 @@ def across_dims(node: Node, view: View) -> Rule | None:
     source = node.operands()[0] if node.operands() else None
     if source is None or view.kinds[source] is not Kind.LOCAL or len(view.locals(node)) != 1:
         return None
-    if not all(batch_rows(view, v) for v in node.outputs if v >= 0):
+    if not all(batch_rows(view, v) for v in node.results):
         return None
     rank = len(view.graph.shapes[source])
-    dims = _acted_on(named, rank)
+    dims = acted_on(named, rank)
     if dims is None or 0 in dims or any(d in dims for d in view.dims[source]):
         return None
-    out_rank = len(view.graph.shapes[next(v for v in node.outputs if v >= 0)])
+    out_rank = len(view.graph.shapes[next(v for v in node.results)])
     if out_rank == rank:
         out = view.dims[source]
     elif out_rank == rank - len(dims):
@@ -117,7 +117,7 @@ def across_dims(node: Node, view: View) -> Rule | None:
     return PatchRule(node, view, out)
 
 
-def _acted_on(named: dict[str, Any], rank: int) -> set[int] | None:
+def acted_on(named: dict[str, Any], rank: int) -> set[int] | None:
     given = named.get("dim", named.get("dims"))
     if given is None:
         return None
@@ -185,7 +185,7 @@ def concatenate(node: Node, view: View) -> Rule | None:
     own = dims.pop()
     if None in own:
         return None
-    out_rank = len(view.graph.shapes[node.outputs[0]])
+    out_rank = len(view.graph.shapes[node.results[0]])
     along = (node.args[1] if len(node.args) > 1 else 0) % out_rank
     stacked = node.name == "aten.stack"
     if along == 0 or (not stacked and along in own):

@@ -6,7 +6,7 @@ import numpy as np
 
 from .._graph import Node, ValueId
 from .._regions import Box, Reach
-from ._pointwise import _acted_on
+from ._pointwise import acted_on
 from ._rule import Group, Kind, Rule, Step, View, batch_rows
 
 __all__ = ["REDUCTIONS", "reduction"]
@@ -56,13 +56,13 @@ def reduction(node: Node, view: View) -> Rule | None:
     source = node.operands()[0]
     if view.kinds[source] is not Kind.LOCAL or len(node.operands()) != 1:
         return None
-    if not all(batch_rows(view, v) for v in (source, *node.outputs)):
+    if not all(batch_rows(view, v) for v in (source, *node.results)):
         return None
     rank = len(view.graph.shapes[source])
-    gone = _acted_on(node.bound(), rank)
+    gone = acted_on(node.bound(), rank)
     if gone is None or 0 in gone:
         return None
-    kept = len(view.graph.shapes[node.outputs[0]]) == rank
+    kept = len(view.graph.shapes[node.results[0]]) == rank
     rule = _ReductionRule(node, view, gone, kept)
     if all(d is None for d in rule.dims):
         return None  # nothing local is left: an operator on whole volumes

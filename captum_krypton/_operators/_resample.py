@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .._graph import Node, ValueId, resolve
 from .._regions import Box, Reach, index_map_reach, shift
+from ._pointwise import acted_on
 from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, batch_rows
 
 __all__ = ["constant_padding", "index_map", "interpolation", "shuffle", "transposed_convolution"]
@@ -110,7 +111,7 @@ def _probe(node: Node, view: View, volume: Tensor) -> Tensor:
 
 def index_map(node: Node, view: View) -> Rule | None:
     """Slices, flips, rolls, nearest upsampling, reflecting and replicating padding."""
-    source, target = node.operands()[0], node.outputs[0]
+    source, target = node.operands()[0], node.results[0]
     if view.kinds[source] is not Kind.LOCAL or node.several:
         return None
     if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
@@ -120,6 +121,11 @@ def index_map(node: Node, view: View) -> Rule | None:
     shape = view.shape(source)
     if len(view.shape(target)) != len(shape):
         return None
+    named = node.bound()
+    if "dim" in named or "dims" in named:
+        acted = acted_on(named, len(shape))
+        if acted is None or not acted <= set(view.dims[source]):
+            return None
     for dim in range(1, len(shape)):
         if dim not in view.dims[source] and view.shape(target)[dim] != shape[dim]:
             return None
@@ -146,7 +152,7 @@ def interpolation(node: Node, view: View) -> Rule | None:
         d is not None and d < 2 for d in view.dims[source]
     ):
         return None
-    shape, after = view.shape(source), view.shape(node.outputs[0])
+    shape, after = view.shape(source), view.shape(node.results[0])
     if any(d not in view.dims[source] for d in range(2, len(shape))):
         return None
     taps: dict[int, tuple[Integers, npt.NDArray[np.float64] | None]] = {}

@@ -150,7 +150,7 @@ class Rule(ABC):
     @property
     def outputs(self) -> list[ValueId]:
         """The values that the operator defines."""
-        return [v for v in self.node.outputs if v >= 0]
+        return self.node.results
 
 
 def whole_step(node: Node, group: Group) -> Step:

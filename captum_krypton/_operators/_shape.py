@@ -34,7 +34,7 @@ def permute(node: Node, view: View) -> Rule | None:
 
 def reshape(node: Node, view: View) -> Rule | None:
     """view, reshape, squeeze and unsqueeze that leave every window axis a dimension of its own."""
-    source, target = node.operands()[0], node.outputs[0]
+    source, target = node.operands()[0], node.results[0]
     if not batch_rows(view, source) or not batch_rows(view, target):
         return None
     before, after = view.shape(source), view.shape(target)
@@ -89,7 +89,7 @@ def _product(sizes: tuple[int, ...]) -> int:
 
 def expand(node: Node, view: View) -> Rule | None:
     """expand along dimensions that carry no window axis."""
-    source, target = node.operands()[0], node.outputs[0]
+    source, target = node.operands()[0], node.results[0]
     if not batch_rows(view, source) or not batch_rows(view, target):
         return None
     before, after = view.shape(source), view.shape(target)

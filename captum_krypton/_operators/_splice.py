@@ -89,7 +89,7 @@ class _SpliceRule(Rule):
 def concatenate_along(node: Node, view: View) -> Rule | None:
     """cat along a window axis."""
     values = node.operands()
-    target = node.outputs[0]
+    target = node.results[0]
     rank = len(view.graph.shapes[target])
     along = (node.args[1] if len(node.args) > 1 else 0) % rank
     dims = _common_dims(view, values)
@@ -112,7 +112,7 @@ def scatter_along(node: Node, view: View) -> Rule | None:
     along = named["dim"] % rank
     if dims is None or along not in dims or named["step"] != 1:
         return None
-    if view.graph.shapes[part] != view.graph.shapes[node.outputs[0]]:
+    if view.graph.shapes[part] != view.graph.shapes[node.results[0]]:
         sizes = list(view.shape(into))
         sizes[along] = view.shape(part)[along]
         if tuple(sizes) != view.shape(part):

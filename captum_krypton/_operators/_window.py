@@ -153,8 +153,8 @@ def max_pooling(node: Node, view: View) -> Rule | None:
     rank = 3 if "3d" in node.name else 2
     if view.kinds[source] is not Kind.LOCAL or not _carries_axes(view, source, rank):
         return None
-    if len(node.outputs) > 1 and node.outputs[1] in view.graph.users():
-        return None
+    if node.several and (node.outputs[0] < 0 or node.outputs[1] >= 0):
+        return None  # someone reads the indices
     if not view.graph.dtypes[source].is_floating_point:
         return None
     if "adaptive" in node.name:
@@ -168,7 +168,7 @@ def max_pooling(node: Node, view: View) -> Rule | None:
         stride = _listed(named["stride"] or kernel, rank)
         padding, dilation = _listed(named["padding"], rank), _listed(named["dilation"], rank)
         untracked = [i for i in range(rank) if i + 2 not in view.dims[source]]
-        before, after = view.shape(source)[2:], view.shape(node.outputs[0])[2:]
+        before, after = view.shape(source)[2:], view.shape(node.results[0])[2:]
         if named["ceil_mode"] and not _exact(before, after, kernel, stride, untracked):
             return None
     return _MaxPooling(node, view, source, kernel, stride, padding, dilation)
@@ -178,7 +178,7 @@ def _adaptive(
     node: Node, view: View, source: ValueId, rank: int
 ) -> tuple[list[int], list[int], list[int], list[int]] | None:
     before = view.shape(source)[-rank:]
-    after = view.shape(node.outputs[0])[-rank:]
+    after = view.shape(node.results[0])[-rank:]
     if any(a == 0 or b % a for a, b in zip(after, before, strict=True)):
         return None
     sizes = [b // a for a, b in zip(after, before, strict=True)]
@@ -251,7 +251,7 @@ def average_pooling(node: Node, view: View) -> Rule | None:
     padding = _listed(named["padding"], rank)
     rule = _AveragePooling(node, view, source, kernel, stride, padding, [1] * rank)
     rule.divisor = named["divisor_override"]
-    before, after = view.shape(source)[2:], view.shape(node.outputs[0])[2:]
+    before, after = view.shape(source)[2:], view.shape(node.results[0])[2:]
     rule.counts = [None] * rank
     if rule.divisor is None:
         for i in range(rank):
