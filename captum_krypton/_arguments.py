@@ -165,9 +165,7 @@ def _windows(shapes: Any, inputs: tuple[Tensor, ...]) -> tuple[tuple[int, ...], 
             "sliding_window_shapes must be a tuple with one entry a dimension of the input "
             f"(without the batch), or a tuple of such tuples, not {shapes!r}"
         )
-    windows: tuple[tuple[int, ...], ...] = _format_and_verify_sliding_window_shapes(
-        shapes, inputs
-    )
+    windows: tuple[tuple[int, ...], ...] = _format_and_verify_sliding_window_shapes(shapes, inputs)
     for i, window in enumerate(windows):
         if not all(isinstance(side, int) and side > 0 for side in window):
             raise ArgumentError(

@@ -267,8 +267,10 @@ def _refuse_changed_leaf(a: Tensor, b: Tensor | None) -> None:
             raise NotCapturable("the forward reads other tensors for other inputs")
         return
     same = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-    if not same or not torch.equal(a.nan_to_num() if a.is_floating_point() else a,
-                                   b.nan_to_num() if b.is_floating_point() else b):
+    if not same or not torch.equal(
+        a.nan_to_num() if a.is_floating_point() else a,
+        b.nan_to_num() if b.is_floating_point() else b,
+    ):
         raise NotCapturable("a tensor made inside the forward depends on its data or batch")
 
 
@@ -307,8 +309,20 @@ def _grows(graph: Graph, node: Node) -> bool:
 # other reader means that code outside torch's operators has filled it.
 _OVERWRITES = {
     f"aten.{name}"
-    for name in ("fill", "zero", "copy", "slice", "select", "view", "slice_scatter",
-                 "select_scatter", "zeros_like", "ones_like", "full_like", "empty_like")
+    for name in (
+        "fill",
+        "zero",
+        "copy",
+        "slice",
+        "select",
+        "view",
+        "slice_scatter",
+        "select_scatter",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+    )
 }
 
 

@@ -39,9 +39,7 @@ class Compiled:
         self.checked: set[tuple[Any, ...]] = set()
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
-    def plan(
-        self, call: Call, position: int, *, memory_budget: int, most_rows: int
-    ) -> Plan:
+    def plan(self, call: Call, position: int, *, memory_budget: int, most_rows: int) -> Plan:
         """The plan for occluding one of the inputs: the cheaper of patches and whole volumes."""
         grid = call.grids[position]
         key = (position, grid, call.examples, memory_budget, most_rows)

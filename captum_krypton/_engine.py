@@ -111,8 +111,12 @@ class Engine:
                     self.forward, call, position, target, list(range(grid.total)), advance
                 )
             report = Report(
-                "captum", (str(fallback),), grid.total, 1,
-                math.ceil(grid.total / (call.perturbations or 1)), call.perturbations or 1,
+                "captum",
+                (str(fallback),),
+                grid.total,
+                1,
+                math.ceil(grid.total / (call.perturbations or 1)),
+                call.perturbations or 1,
                 time.perf_counter() - started,
             )
             rows = scores.movedim(0, 1) if scores.dim() > 1 else scores[None]
@@ -378,5 +382,3 @@ def _progress(call: Call, show: bool, windows: int) -> Iterator[Callable[[int], 
         return
     with tqdm(total=windows * call.examples, desc="Krypton Occlusion", unit="window") as bar:
         yield bar.update
-
-

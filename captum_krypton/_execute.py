@@ -188,7 +188,7 @@ class _Collected:
 
     def result(self) -> Tensor:
         assert self.rows is not None
-        return self.rows.unflatten(0, (self.images, self.windows))
+        return self.rows.reshape(self.images, self.windows, *self.rows.shape[1:])
 
 
 class Base:
@@ -242,10 +242,7 @@ class GroupRun:
         self._index(images.stop - images.start)
         self._users = {v: len(nodes) for v, nodes in run.graph.users().items()}
         self._fresh = {
-            v: rule.fresh
-            for rule in self.analysis.rules
-            if rule is not None
-            for v in rule.outputs
+            v: rule.fresh for rule in self.analysis.rules if rule is not None for v in rule.outputs
         }
         self._tables: dict[bytes, Tensor] = {}
         self.image_rows = self._to_device(self.image)
@@ -282,7 +279,7 @@ class GroupRun:
 
     def positions(self, axis: int) -> int:
         segment = self.group.segments[axis]
-        return segment.stop - segment.start
+        return int(segment.stop) - int(segment.start)
 
     def per_row(self, axis: int, table: Tensor) -> Tensor:
         return table[torch.from_numpy(self.position[axis])].to(self.device)
@@ -311,16 +308,19 @@ class GroupRun:
         def read(frame: Frame) -> Tensor:
             patch = to_block(frame.values[value], dims)
             block = gather_patches(
-                base, patch, frame.of(image), frame.of(patch_offset), frame.of(read_offset),
-                size, fill,
+                base,
+                patch,
+                frame.of(image),
+                frame.of(patch_offset),
+                frame.of(read_offset),
+                size,
+                fill,
             )
             return from_block(block, dims, shape)
 
         return read
 
-    def cut(
-        self, value: ValueId, dims: Dims, boxes: Boxes, rank: int
-    ) -> Callable[[Frame], Tensor]:
+    def cut(self, value: ValueId, dims: Dims, boxes: Boxes, rank: int) -> Callable[[Frame], Tensor]:
         constant = self.run.constants.get(value)
         if constant is None:
             shape = self.run.graph.size(value, 1)
@@ -565,5 +565,3 @@ def out_of_memory(error: RuntimeError) -> bool:
     """Whether an allocation failed, on any device."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
-
-

@@ -42,7 +42,8 @@ class Node:
     """One operator call.
 
     `outputs` are the values it defines, one for an operator that returns a tensor, several for
-    one that returns a tuple or a list (`several` is then true; an output that is no tensor, or that nothing reads, has id -1).
+    one that returns a tuple or a list (`several` is then true). An output that is no tensor, or
+    that nothing reads, has id -1.
     """
 
     op: Callable[..., Any]

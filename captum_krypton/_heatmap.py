@@ -87,9 +87,7 @@ class OcclusionMap:
         scores = self.scores.reshape(-1, *counts)
         reference = self.reference.reshape(-1, *([1] * len(counts)))
         out = torch.empty((scores.shape[0], *shape), dtype=torch.float32, device=scores.device)
-        cover = [
-            torch.from_numpy(self.grid.cover(d)).to(scores.device) for d in range(len(counts))
-        ]
+        cover = [torch.from_numpy(self.grid.cover(d)).to(scores.device) for d in range(len(counts))]
         for row in range(scores.shape[0]):
             total = reference[row].double() - scores[row].double()
             for dim, matrix in enumerate(cover):
@@ -165,7 +163,8 @@ def _contract(total: Tensor, matrix: Tensor, dim: int) -> Tensor:
     """Sums the windows along one dimension over the cells that each covers."""
     if matrix.shape[1] == 1 and bool((matrix == 1).all()):
         return total.expand(*total.shape[:dim], matrix.shape[0], *total.shape[dim + 1 :])
-    return torch.tensordot(matrix, total, dims=([1], [dim])).movedim(0, dim)
+    summed: Tensor = torch.tensordot(matrix, total, dims=([1], [dim]))
+    return summed.movedim(0, dim)
 
 
 def colour_range(p: float) -> tuple[float, float]:
@@ -187,9 +186,7 @@ def as_picture(image: Any) -> np.ndarray[Any, Any]:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3):
-        raise ValueError(
-            f"image must be (H, W), (H, W, 3) or (3, H, W), not {tuple(array.shape)}"
-        )
+        raise ValueError(f"image must be (H, W), (H, W, 3) or (3, H, W), not {tuple(array.shape)}")
     array = array.astype(np.float64)
     if array.min() < 0:  # a normalised tensor
         array = (array - array.min()) / max(float(np.ptp(array)), 1e-12)

@@ -55,15 +55,18 @@ def naive_scores(
             covered if i == position else torch.cat([t] * len(part))
             for i, t in enumerate(call.inputs)
         )
-        extra = _expand_additional_forward_args(call.extra, len(part)) if len(part) > 1 else (
-            call.extra
+        extra = (
+            _expand_additional_forward_args(call.extra, len(part))
+            if len(part) > 1
+            else (call.extra)
         )
-        outcome = _run_forward(
-            forward, inputs, _expand_target(target, len(part)), extra or None
-        )
+        outcome = _run_forward(forward, inputs, _expand_target(target, len(part)), extra or None)
         if not isinstance(outcome, Tensor):
             outcome = torch.tensor(outcome)
-        rows.append(outcome.detach().unflatten(0, (len(part), -1)) if len(part) > 1
-                    else outcome.detach()[None])
+        rows.append(
+            outcome.detach().unflatten(0, (len(part), -1))
+            if len(part) > 1
+            else outcome.detach()[None]
+        )
         progress(len(part) * call.examples)
     return torch.cat(rows)

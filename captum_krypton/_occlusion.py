@@ -104,13 +104,19 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             IndexError: for a target that the output does not have.
         """
         call = make_call(
-            inputs, sliding_window_shapes, strides, baselines, target, additional_forward_args,
+            inputs,
+            sliding_window_shapes,
+            strides,
+            baselines,
+            target,
+            additional_forward_args,
             perturbations_per_eval,
         )
         try:
             maps = self._engine.maps(call, show_progress)
         except Fallback as fallback:
-            return self._captum(call, fallback, show_progress)
+            made: Tensor | tuple[Tensor, ...] = self._captum(call, fallback, show_progress)
+            return made
         attributions = tuple(m.attribution() for m in maps)
         return attributions if call.is_tuple else attributions[0]
 
@@ -138,7 +144,12 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             IndexError: for a target that the output does not have.
         """
         call = make_call(
-            inputs, sliding_window_shapes, strides, baselines, target, additional_forward_args,
+            inputs,
+            sliding_window_shapes,
+            strides,
+            baselines,
+            target,
+            additional_forward_args,
             perturbations_per_eval,
         )
         try:
@@ -170,7 +181,12 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             are global or the whole map falls back.
         """
         call = make_call(
-            inputs, sliding_window_shapes, strides, baselines, target, additional_forward_args,
+            inputs,
+            sliding_window_shapes,
+            strides,
+            baselines,
+            target,
+            additional_forward_args,
             perturbations_per_eval,
         )
         try:

@@ -200,9 +200,7 @@ def make_plan(
             _group(analysis, reaches, costs, segments, element_bytes)
             for segments in itertools.product(*cuts)
         )
-        base = element_bytes * sum(
-            math.prod(analysis.graph.size(v, 1)) for v in analysis.kept
-        )
+        base = element_bytes * sum(math.prod(analysis.graph.size(v, 1)) for v in analysis.kept)
         side_by_side = max(1, min(images, int(memory_budget // 2 // max(base, 1))))
         room = max(memory_budget - base * side_by_side, memory_budget // 2)
         row_bytes = max(group.row_bytes for group in groups)
@@ -232,7 +230,7 @@ class _Segmenter:
         positions: int,
     ) -> None:
         sizes, weights = [], []
-        for node, rule, cost in zip(analysis.graph.nodes, analysis.rules, costs, strict=True):
+        for rule, cost in zip(analysis.rules, costs, strict=True):
             if rule is None:
                 continue
             value = rule.outputs[0]
@@ -325,9 +323,7 @@ def _group(
 
 def _inherited(own: Boxes, made: Boxes) -> Boxes:
     """A patch-wise operator's output lies where its one local operand does."""
-    return tuple(
-        m if b is None or m is None else b for b, m in zip(own, made, strict=True)
-    )
+    return tuple(m if b is None or m is None else b for b, m in zip(own, made, strict=True))
 
 
 def _boxes(

@@ -59,7 +59,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self.tensors: dict[ValueId, Tensor] = {}
         self.shapes: dict[ValueId, tuple[int, ...]] = {}
@@ -114,9 +114,9 @@ class Recorder(TorchDispatchMode):
         outputs = tuple(result) if several else (result,)
         if func in _SAME_TENSOR and result is not args[0]:
             self._define(result, read[0][0].id)
-            self._origin[id(result)] = (args[0], Node(func, *read, outputs=()), 0)
+            self._origin[id(result)] = (args[0], Node(func, read[0], read[1], ()), 0)
             return
-        node = Node(func, *read, outputs=(), several=several)
+        node = Node(func, read[0], read[1], (), several)
         ids = []
         for position, tensor in enumerate(outputs):
             if not isinstance(tensor, Tensor):
@@ -142,7 +142,7 @@ class Recorder(TorchDispatchMode):
             raise NotCapturable(f"the forward changes a parameter, buffer or constant ({func})")
         twin = _functional(func)
         value = self._new(target.shape, target.dtype)
-        self.nodes.append(Node(twin, *read, outputs=(value,)))
+        self.nodes.append(Node(twin, read[0], read[1], (value,)))
         self._assign(target, value)
 
     def _assign(self, target: Tensor, value: ValueId) -> None:

@@ -13,8 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Box", "Reach", "align", "index_map_reach", "shift", "union", "window_read",
-           "window_reach"]
+__all__ = [
+    "Box",
+    "Reach",
+    "align",
+    "index_map_reach",
+    "shift",
+    "union",
+    "window_read",
+    "window_reach",
+]
 
 Integers = npt.NDArray[np.int64]
 
@@ -77,9 +85,7 @@ def window_reach(
     return Reach(start, np.where(empty, start, stop)).clipped(size)
 
 
-def window_read(
-    box: Box, *, kernel: int, stride: int, padding: int, dilation: int
-) -> Box:
+def window_read(box: Box, *, kernel: int, stride: int, padding: int, dilation: int) -> Box:
     """Input block that the outputs in `box` read (Eq. 22-25); it may stick out into the padding."""
     span = (kernel - 1) * dilation
     return Box(box.offset * stride - padding, (box.size - 1) * stride + span + 1)
@@ -99,7 +105,8 @@ def index_map_reach(reach: Reach, taps: Integers, size: int) -> Reach:
         size: the output's size along this axis.
     """
     taps = taps.reshape(size, -1, 1)
-    touched = ((taps >= reach.start) & (taps < reach.stop)).any(1)  # (size, positions)
+    read = np.logical_and(taps >= reach.start, taps < reach.stop)
+    touched = np.asarray(read.any(1))  # (size, positions)
     start = touched.argmax(0)
     stop = size - touched[::-1].argmax(0)
     return Reach(start, np.where(touched.any(0), stop, start))

@@ -41,9 +41,7 @@ def simplified(graph: Graph) -> Graph:
             shape = list(node.args[1])
             if len(graph.shapes[node.outputs[0]]) == len(shape):
                 shape = list(graph.shapes[node.outputs[0]])
-            graph.nodes[i] = Node(
-                aten.reshape.default, (node.args[0], shape), {}, node.outputs
-            )
+            graph.nodes[i] = Node(aten.reshape.default, (node.args[0], shape), {}, node.outputs)
     return graph
 
 
@@ -67,13 +65,14 @@ def _drop_identities(graph: Graph) -> None:
 
 
 def _restore_linear(graph: Graph) -> None:
-    """view -> mm or addmm -> view becomes one linear layer over the last dimension."""
+    """Makes one linear layer of a view, a product with a constant and the view back."""
     producers, users = graph.producers(), graph.users()
     for i, node in enumerate(list(graph.nodes)):
         if node.name not in ("aten.addmm", "aten.mm") or len(node.kwargs) > 0:
             continue
         operands = node.operands()
-        bias, rows, weight = operands if node.name == "aten.addmm" else (None, *operands)
+        bias = operands[0] if node.name == "aten.addmm" else None
+        rows, weight = operands[-2:]
         flat = producers.get(rows)
         if weight not in graph.constants or flat is None or flat.name not in _VIEWS:
             continue
@@ -89,9 +88,7 @@ def _restore_linear(graph: Graph) -> None:
             continue
         if bias is not None and bias not in graph.constants:
             continue
-        transposed = graph.new_value(
-            tuple(graph.constants[weight].t().shape), graph.dtypes[weight]
-        )
+        transposed = graph.new_value(tuple(graph.constants[weight].t().shape), graph.dtypes[weight])
         graph.constants[transposed] = graph.constants[weight].t()
         merged = graph.new_value(target, graph.dtypes[node.outputs[0]])
         args = (Value(source), Value(transposed), None if bias is None else Value(bias))
@@ -112,9 +109,7 @@ def _fold_batch_norms(graph: Graph) -> None:
         others = [v for v in node.operands()[1:] if v not in graph.constants]
         if conv is None or conv.name != "aten.convolution" or others or source == graph.output:
             continue
-        if len(users[source]) != 1 or any(
-            v not in graph.constants for v in conv.operands()[1:]
-        ):
+        if len(users[source]) != 1 or any(v not in graph.constants for v in conv.operands()[1:]):
             continue
         call = conv.bound()
         if call["transposed"]:
@@ -153,5 +148,3 @@ def _affine(graph: Graph, named: dict[str, object]) -> tuple[Tensor, Tensor]:
         scale = scale * weight
     offset = -mean * scale
     return scale, offset if bias is None else offset + bias
-
-

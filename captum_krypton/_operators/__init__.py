@@ -72,19 +72,25 @@ _BUILDERS: dict[str, tuple[Builder, ...]] = {
     "aten.flip": (_pointwise.across_dims, _resample.index_map),
     "aten.roll": (_pointwise.across_dims, _resample.index_map),
 }
-for _name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"):
-    _BUILDERS[f"aten.{_name}"] = (_shape.reshape,)
-for _name in ("split", "split_with_sizes", "chunk", "unbind"):
-    _BUILDERS[f"aten.{_name}"] = (_shape.pick,)
-for _name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm",
-              "_native_batch_norm_legit_no_training", "_batch_norm_no_update"):
-    _BUILDERS[f"aten.{_name}"] = (_pointwise.batch_norm,)
-for _rank in ("1d", "2d", "3d"):
-    for _name in ("reflection_pad", "replication_pad", "upsample_nearest", "_upsample_nearest_exact"):
-        _BUILDERS[f"aten.{_name}{_rank}"] = (_resample.index_map,)
-for _name in ("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d",
-              "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"):
-    _BUILDERS[f"aten.{_name}"] = (_resample.interpolation,)
+
+
+def _register(names: str, *builders: Builder) -> None:
+    for name in names.split():
+        _BUILDERS[f"aten.{name}"] = builders
+
+
+_register("view _unsafe_view reshape _reshape_alias squeeze unsqueeze", _shape.reshape)
+_register("split split_with_sizes chunk unbind", _shape.pick)
+_register("native_batch_norm cudnn_batch_norm miopen_batch_norm", _pointwise.batch_norm)
+_register("_native_batch_norm_legit_no_training _batch_norm_no_update", _pointwise.batch_norm)
+_register("reflection_pad1d reflection_pad2d reflection_pad3d", _resample.index_map)
+_register("replication_pad1d replication_pad2d replication_pad3d", _resample.index_map)
+_register("upsample_nearest1d upsample_nearest2d upsample_nearest3d", _resample.index_map)
+_register("_upsample_nearest_exact1d _upsample_nearest_exact2d", _resample.index_map)
+_register("_upsample_nearest_exact3d", _resample.index_map)
+_register("upsample_linear1d upsample_bilinear2d upsample_trilinear3d", _resample.interpolation)
+_register("upsample_bicubic2d _upsample_bilinear2d_aa", _resample.interpolation)
+_register("_upsample_bicubic2d_aa", _resample.interpolation)
 
 
 def rule_for(node: Node, view: View) -> Rule | None:

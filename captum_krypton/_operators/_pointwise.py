@@ -18,12 +18,49 @@ aten = torch.ops.aten
 _POINT = {
     f"aten.{name}"
     for name in (
-        "_to_copy", "clone", "copy", "fill", "zero", "zeros_like", "ones_like", "full_like",
-        "celu", "elu", "gelu", "glu_jvp", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu",
-        "log_sigmoid_forward", "mish", "nan_to_num", "_prelu_kernel", "relu", "relu6", "rrelu",
-        "selu", "silu", "softplus", "softshrink", "hardshrink", "threshold", "clamp", "where",
-        "masked_fill", "to", "contiguous", "alias", "detach", "lift_fresh", "addcmul", "addcdiv",
-        "lerp", "erf", "isnan", "bernoulli_p",
+        "_to_copy",
+        "clone",
+        "copy",
+        "fill",
+        "zero",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "celu",
+        "elu",
+        "gelu",
+        "glu_jvp",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "log_sigmoid_forward",
+        "mish",
+        "nan_to_num",
+        "_prelu_kernel",
+        "relu",
+        "relu6",
+        "rrelu",
+        "selu",
+        "silu",
+        "softplus",
+        "softshrink",
+        "hardshrink",
+        "threshold",
+        "clamp",
+        "where",
+        "masked_fill",
+        "to",
+        "contiguous",
+        "alias",
+        "detach",
+        "lift_fresh",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+        "erf",
+        "isnan",
+        "bernoulli_p",
     )
 }
 _IN_PLACE = {
@@ -130,10 +167,36 @@ def acted_on(named: dict[str, Any], rank: int) -> set[int] | None:
 ACROSS_DIMS = {
     f"aten.{name}"
     for name in (
-        "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp",
-        "glu", "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean",
-        "logsumexp", "prod", "any", "all", "argmax", "argmin", "linalg_vector_norm", "norm",
-        "sort", "topk", "flip", "argsort",
+        "_softmax",
+        "_log_softmax",
+        "softmax",
+        "log_softmax",
+        "cumsum",
+        "cumprod",
+        "logcumsumexp",
+        "glu",
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "logsumexp",
+        "prod",
+        "any",
+        "all",
+        "argmax",
+        "argmin",
+        "linalg_vector_norm",
+        "norm",
+        "sort",
+        "topk",
+        "flip",
+        "argsort",
     )
 }
 
@@ -177,7 +240,7 @@ def layer_norm(node: Node, view: View) -> Rule | None:
 
 
 def concatenate(node: Node, view: View) -> Rule | None:
-    """cat and stack along a dimension that carries no window axis."""
+    """Cat and stack along a dimension that carries no window axis."""
     sources: list[ValueId] = node.operands()
     dims = {view.dims[v] for v in sources if view.kinds[v] is Kind.LOCAL}
     if len(dims) != 1 or not all(batch_rows(view, v) for v in sources if not _constant(view, v)):

@@ -13,8 +13,20 @@ __all__ = ["REDUCTIONS", "reduction"]
 
 REDUCTIONS = {
     f"aten.{name}"
-    for name in ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "prod",
-                 "linalg_vector_norm", "norm")
+    for name in (
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "var",
+        "std",
+        "logsumexp",
+        "prod",
+        "linalg_vector_norm",
+        "norm",
+    )
 }
 
 
@@ -26,9 +38,7 @@ class _ReductionRule(Rule):
         self.source = node.operands()[0]
         self.own = view.dims[self.source]
         self.dims = tuple(
-            None
-            if d is None or d in gone
-            else d - (0 if kept else sum(g < d for g in gone))
+            None if d is None or d in gone else d - (0 if kept else sum(g < d for g in gone))
             for d in self.own
         )
         self.gone = gone
@@ -67,5 +77,3 @@ def reduction(node: Node, view: View) -> Rule | None:
     if all(d is None for d in rule.dims):
         return None  # nothing local is left: an operator on whole volumes
     return rule
-
-

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,9 +125,9 @@ def index_map(node: Node, view: View) -> Rule | None:
         acted = acted_on(named, len(shape))
         if acted is None or not acted <= set(view.dims[source]):
             return None
-    for dim in range(1, len(shape)):
-        if dim not in view.dims[source] and view.shape(target)[dim] != shape[dim]:
-            return None
+    after = view.shape(target)
+    if any(d not in view.dims[source] and after[d] != shape[d] for d in range(1, len(shape))):
+        return None
     taps: dict[int, tuple[Integers, npt.NDArray[np.float64] | None]] = {}
     small = [size if d >= 2 or d in view.dims[source] else 1 for d, size in enumerate(shape)]
     for axis, dim in enumerate(view.dims[source]):
@@ -199,11 +198,10 @@ class _PaddingRule(Rule):
         return shift(operands[self.source], self.before[dim], self.size(axis))
 
     def step(self, group: Group) -> Step:
-        reads = []
-        rest = []
-        for dim in reversed(range(len(self.before))):
-            tracked = dim in self.dims
-            rest += [0, 0] if tracked else [self.before[dim], self.after[dim]]
+        reads: list[Box | None] = []
+        rest: list[int] = []
+        for d in reversed(range(len(self.before))):
+            rest += [0, 0] if d in self.dims else [self.before[d], self.after[d]]
         for box, dim in zip(group.boxes(self.outputs[0]), self.dims, strict=True):
             if box is None or dim is None:
                 reads.append(None)
@@ -249,8 +247,11 @@ def constant_padding(node: Node, view: View) -> Rule | None:
         before[rank - 1 - i], after[rank - 1 - i] = pad[2 * i], pad[2 * i + 1]
     if before[0] or after[0]:
         return None
-    if any(b < 0 or a < 0 for d, (b, a) in enumerate(zip(before, after, strict=True))
-           if d in view.dims[source] and b + a + view.shape(source)[d] <= 0):
+    if any(
+        b < 0 or a < 0
+        for d, (b, a) in enumerate(zip(before, after, strict=True))
+        if d in view.dims[source] and b + a + view.shape(source)[d] <= 0
+    ):
         return None
     return _PaddingRule(node, view, before, after)
 
@@ -308,9 +309,16 @@ class _TransposedRule(Rule):
         read = group.read(self.source, tuple(reads))
 
         def step(frame: Frame) -> Tensor:
-            out = aten.convolution.default(
-                read(frame), weight, bias, named["stride"], padding, named["dilation"], True,
-                extra, named["groups"],
+            out: Tensor = aten.convolution.default(
+                read(frame),
+                weight,
+                bias,
+                named["stride"],
+                padding,
+                named["dilation"],
+                True,
+                extra,
+                named["groups"],
             )
             for dim, start, size in crops:
                 out = out.narrow(dim, start, size)

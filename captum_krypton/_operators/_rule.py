@@ -83,9 +83,7 @@ class Group(Protocol):
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
         """A function that gives the block `boxes` of a local value, outside filled."""
 
-    def cut(
-        self, value: ValueId, dims: Dims, boxes: Boxes, rank: int
-    ) -> Callable[[Frame], Tensor]:
+    def cut(self, value: ValueId, dims: Dims, boxes: Boxes, rank: int) -> Callable[[Frame], Tensor]:
         """A function that gives the block `boxes` of a value that no window changes.
 
         `dims` are those of the value once it has `rank` dimensions, new ones put first.

@@ -88,7 +88,7 @@ def _product(sizes: tuple[int, ...]) -> int:
 
 
 def expand(node: Node, view: View) -> Rule | None:
-    """expand along dimensions that carry no window axis."""
+    """Expand along dimensions that carry no window axis."""
     source, target = node.operands()[0], node.results[0]
     if not batch_rows(view, source) or not batch_rows(view, target):
         return None
@@ -120,9 +120,7 @@ def pick(node: Node, view: View) -> Rule | None:
     if dim == 0 or dim in view.dims[source]:
         return None
     gone = node.name in ("aten.select", "aten.unbind")
-    dims = tuple(
-        None if d is None else d - (gone and d > dim) for d in view.dims[source]
-    )
+    dims = tuple(None if d is None else d - (gone and d > dim) for d in view.dims[source])
     return PatchRule(node, view, dims, fresh=False)
 
 

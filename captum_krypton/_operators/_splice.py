@@ -29,9 +29,7 @@ class _Part:
 class _SpliceRule(Rule):
     """The output's cells are those of the last part that covers them along one axis."""
 
-    def __init__(
-        self, node: Node, view: View, axis: int, dims: Dims, parts: list[_Part]
-    ) -> None:
+    def __init__(self, node: Node, view: View, axis: int, dims: Dims, parts: list[_Part]) -> None:
         self.node, self.view, self.axis, self.dims, self.parts = node, view, axis, dims, parts
 
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
@@ -87,7 +85,7 @@ class _SpliceRule(Rule):
 
 
 def concatenate_along(node: Node, view: View) -> Rule | None:
-    """cat along a window axis."""
+    """Cat along a window axis."""
     values = node.operands()
     target = node.results[0]
     rank = len(view.graph.shapes[target])
@@ -123,7 +121,9 @@ def scatter_along(node: Node, view: View) -> Rule | None:
     if stop - start != view.shape(part)[along]:
         return None
     whole = _Part(into, 0, size, 0)
-    return _SpliceRule(node, view, dims.index(along), dims, [whole, _Part(part, start, stop, start)])
+    return _SpliceRule(
+        node, view, dims.index(along), dims, [whole, _Part(part, start, stop, start)]
+    )
 
 
 def _bounded(index: object, default: int, size: int) -> int:
@@ -149,5 +149,3 @@ def _common_dims(view: View, values: list[ValueId]) -> Dims | None:
 
 def _is_image(view: View, value: ValueId) -> bool:
     return view.kinds[value] is Kind.IMAGE
-
-

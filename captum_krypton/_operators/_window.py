@@ -58,9 +58,7 @@ class WindowRule(Rule):
 
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
         """Eq. 18-21, exact at the borders."""
-        return window_reach(
-            operands[self.source], size=self.size(axis), **self._geometry(axis)
-        )
+        return window_reach(operands[self.source], size=self.size(axis), **self._geometry(axis))
 
     def _reads(self, boxes: Boxes) -> Boxes:
         """Eq. 22-25."""
@@ -104,7 +102,8 @@ class _Convolution(WindowRule):
         groups, none = named["groups"], [0] * len(padding)
 
         def apply(block: Tensor, frame: Frame) -> Tensor:
-            return op(block, weight, bias, stride, padding, dilation, False, none, groups)
+            out: Tensor = op(block, weight, bias, stride, padding, dilation, False, none, groups)
+            return out
 
         return apply
 

@@ -1,0 +1,178 @@
+"""The tables of the README and the documentation, from the measurements in docs/data.
+
+    python examples/_tables.py           # writes README.md's table anew
+    python examples/_tables.py --check   # exit status 1 if it is out of date
+
+Standard library only: the documentation is built with it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "docs" / "data"
+# The README's table lies between these two lines.
+BEGIN, END = "<!-- speed table: python examples/_tables.py -->", "<!-- end of speed table -->"
+
+# Maps are equal where they differ by less than this share of the largest attribution, or by no
+# more than a few times what float32 itself is off, against float64, in a plain forward pass.
+TOLERANCE, ROUNDING = 1e-4, 8
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What a network's row says: `equal`, or what is wrong with it."""
+    if "error" in row:
+        return "failed"
+    if row["path"] != "incremental":
+        return f"ran {row['path']}"
+    allowed = max(TOLERANCE * row["largest_attribution"], ROUNDING * row["outcomes"]["naive_error"])
+    equal = row["largest_attribution"] > 0 and row["difference"] <= allowed
+    return "equal" if equal else "differs"
+
+
+def machine_line(result: dict[str, Any]) -> str:
+    """The machine of a measurement, in words."""
+    where = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    return (
+        f"{where['gpu'] or where['processor']} ({where['vector instructions']}), "
+        f"{where['threads']} CPU threads, {where['system']}, Python {where['python']}, "
+        f"{versions}; {where['date']}"
+    )
+
+
+def network_table(result: dict[str, Any]) -> str:
+    """The table that `network_table.py` measured."""
+    titles = {
+        "network": "---",
+        "side": "--:",
+        "windows": "--:",
+        "operators (global)": "--:",
+        "relative difference": "--:",
+        "verdict": "---",
+        "by operations": "--:",
+        "Captum, s": "--:",
+        "first map, s": "--:",
+        "later maps, s": "--:",
+    }
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        if "error" in row:
+            error = row["error"].strip().splitlines()[-1].replace("|", "\\|")
+            return [row["name"], str(row["size"]), *[""] * 3, f"failed: {error}", *[""] * 4]
+        return [
+            row["name"],
+            str(row["size"]),
+            str(row["windows"]),
+            f"{row['operators']} ({row['global_operators']})",
+            f"{row['difference'] / (row['largest_attribution'] or 1):.1e}",
+            verdict(row),
+            f"{row['theoretical_speedup']:.2f}",
+            f"{row['captum_seconds']:.2f}",
+            f"{row['first_seconds']:.2f}",
+            f"{row['seconds']:.2f}",
+        ]
+
+    return _table(titles, [cells(row) for row in result["networks"]])
+
+
+def speed_table(results: list[dict[str, Any]]) -> str:
+    """The table of what `compare_with_captum.py` measured, one for each machine."""
+    titles = {
+        "network": "---",
+        "side": "--:",
+        "window/stride": "--:",
+        "windows": "--:",
+        "Captum, s": "--:",
+        "fastest naive, s": "--:",
+        "first map, s": "--:",
+        "later maps, s": "--:",
+        "speed-up over Captum": "--:",
+        "over the fastest naive": "--:",
+        "by operations": "--:",
+    }
+
+    def cells(result: dict[str, Any]) -> list[str]:
+        sides, ratio = result["sides"], result["speedup"]
+        ours = sides["krypton"]
+        naive = [
+            side["seconds"]
+            for name, side in sides.items()
+            if name != "krypton" and "seconds" in side
+        ]
+        return [
+            result["model"],
+            str(result["size"]),
+            f"{result['window']}/{result['stride']}",
+            str(result["windows"]),
+            f"{sides['captum']['seconds']:.1f}",
+            f"{min(naive):.1f}",
+            f"{ours['first_seconds']:.1f}",
+            f"{ours['seconds']:.1f}",
+            f"{ratio['over_captum']:.1f}",
+            f"{ratio['over_fastest_naive']:.1f}",
+            f"{ours['report']['theoretical_speedup']:.1f}",
+        ]
+
+    machines: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        machines.setdefault(machine_line(result), []).append(result)
+    parts = [
+        f"{_table(titles, [cells(result) for result in group])}\n\nMeasured on: {where}."
+        for where, group in machines.items()
+    ]
+    return "\n\n".join(parts) if parts else "*No measurement is committed yet.*"
+
+
+def comparisons() -> list[dict[str, Any]]:
+    """Every committed result of `compare_with_captum.py`, by file name."""
+    return [json.loads(file.read_text()) for file in sorted((DATA / "comparisons").glob("*.json"))]
+
+
+def networks_page() -> str:
+    """The measured part of the documentation's page on networks."""
+    file = DATA / "networks.json"
+    if not file.exists():
+        return "*No measurement is committed yet.*"
+    result = json.loads(file.read_text())
+    equal = sum(verdict(row) == "equal" for row in result["networks"])
+    return (
+        f"{equal} of {len(result['networks'])} networks return Captum's map incrementally.\n\n"
+        f"{network_table(result)}\n\n"
+        f"Windows of {result['window']} pixels, stride {result['stride']}, "
+        f"{result['weights']} weights. Measured on: {machine_line(result)}."
+    )
+
+
+def update_readme(text: str, table: Callable[[], str]) -> str:
+    """README.md with the table between its markers replaced."""
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{tail}"
+
+
+def _table(titles: dict[str, str], rows: list[list[str]]) -> str:
+    lines = [list(titles), list(titles.values()), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    """Write or check README.md's table."""
+    readme = ROOT / "README.md"
+    before = readme.read_text()
+    after = update_readme(before, lambda: speed_table(comparisons()))
+    if "--check" in sys.argv[1:]:
+        if before != after:
+            print("README.md: its speed table differs from docs/data; run examples/_tables.py")
+        return int(before != after)
+    readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,227 @@
+"""One network, one image: Captum, a naive loop and captum-krypton, measured in one run.
+
+    python examples/compare_with_captum.py --model vgg16 --window 16 --stride 8 --json vgg16.json
+
+Captum and the loops run a sample of the windows, and their times are scaled to all of them;
+captum-krypton runs the whole map. Every side has a process of its own, and they take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from _shared import build_network, fastest_batch, load_image, machine, to_input
+from _sides import Process, SideFailedError, Task
+
+BATCHES = (1, 4, 8, 16, 32, 64)
+NAMES = {
+    "captum": "Captum",
+    "captum_kept": "Captum, allocator keeps its memory",
+    "loop": "loop, channels-last",
+    "compiled": "loop, channels-last, torch.compile",
+    "krypton": "captum-krypton",
+}
+
+
+def best_batch(name: str, task: Task) -> int:
+    """The side's fastest batch size, found in a process that ends with it."""
+    windows = len(task.corners())
+    process = Process(name, task)
+    batch = fastest_batch(
+        lambda batch, batches: process.call("seconds_per_window", batch, batches),
+        tuple(batch for batch in BATCHES if batch <= windows),
+        windows,
+    )
+    process.close()
+    return batch
+
+
+def measure(
+    task: Task, sample: int, rounds: int, names: Iterable[str], at_once: int | None
+) -> dict[str, Any]:
+    """Times of every side, `rounds` of each in turn, and captum-krypton's results."""
+    windows = len(task.corners())
+    batch = {name: at_once or best_batch(name, task) for name in ("captum", "loop")}
+    batch |= {"captum_kept": batch["captum"], "compiled": batch["loop"]}
+    batches = {name: math.ceil(min(sample, windows) / b) for name, b in batch.items()}
+
+    sides: dict[str, dict[str, Any]] = {}
+    processes: dict[str, Process] = {}
+    for name in names:
+        side: dict[str, Any] = {"batch": batch.get(name)}
+        sides[name] = side
+        try:
+            processes[name] = Process(name, task)
+            if name == "compiled":  # compiles here, outside the times
+                processes[name].call("seconds_per_window", batch[name], 1)
+        except SideFailedError as error:
+            if name == "krypton":
+                raise
+            processes.pop(name, None)
+            side["failed"] = str(error).strip().splitlines()[-1]
+            print(f"{NAMES[name]}: left out, it failed with {side['failed']}")
+            continue
+        side["seconds_per_window"] = []
+        side["memory_before_mib"] = processes[name].call("start_memory")
+        if name == "krypton":
+            side["first_seconds"] = processes[name].call("seconds")
+    for _ in range(rounds):
+        for name, process in processes.items():
+            if name == "krypton":
+                seconds = process.call("seconds") / windows
+            else:
+                seconds = process.call("seconds_per_window", batch[name], batches[name])
+            sides[name]["seconds_per_window"].append(seconds)
+    for name, process in processes.items():
+        side = sides[name]
+        side["memory_peak_mib"] = process.call("peak_memory")
+        side["seconds"] = statistics.median(side["seconds_per_window"]) * windows
+        if name != "krypton":
+            side["windows_timed"] = min(batch[name] * batches[name], windows)
+    sides["krypton"]["report"] = processes["krypton"].call("report")
+    # After the peak is read: this makes a float64 copy of the network.
+    equality = processes["krypton"].call("outcome_errors", 16)
+    for process in processes.values():
+        process.close()
+    return {"windows": windows, "sides": sides, "equality": equality}
+
+
+def speedups(sides: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Captum's time and the fastest naive time over ours, first map and later ones."""
+    naive = {
+        name: s["seconds"] for name, s in sides.items() if name != "krypton" and "seconds" in s
+    }
+    first, later = sides["krypton"]["first_seconds"], sides["krypton"]["seconds"]
+    fastest = min(naive.values())
+    return {
+        "over_captum_first": naive["captum"] / first,
+        "over_captum": naive["captum"] / later,
+        "over_fastest_naive_first": fastest / first,
+        "over_fastest_naive": fastest / later,
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The result for a reader."""
+    sides, equality, windows = result["sides"], result["equality"], result["windows"]
+    report = sides["krypton"]["report"]
+    where = result["machine"]
+    print(
+        f"{result['model']} ({result['weights']} weights), {result['size']} x {result['size']}, "
+        f"windows of {result['window']}, stride {result['stride']}: {windows} windows\n"
+        f"{where['gpu'] or where['processor']}, {where['threads']} CPU threads, "
+        f"median of {result['rounds']} rounds"
+    )
+    print(f"{'':<38}{'batch':>6}{'windows run':>13}{'map, s':>10}{'peak MiB':>10}{'rise MiB':>10}")
+    for name, side in sides.items():
+        if "seconds" not in side:
+            continue
+        peak = side["memory_peak_mib"]
+        # What the compiler freed stays with the process, so a rise would not show there.
+        rise = "-" if name == "compiled" else f"{peak - side['memory_before_mib']:.0f}"
+        tail = f"{peak:>10.0f}{rise:>10}"
+        if name == "krypton":
+            first = f"{NAMES[name]}, first map"
+            print(f"{first:<38}{'':>6}{windows:>13}{side['first_seconds']:>10.2f}{tail}")
+            later = f"{NAMES[name]}, later maps"
+            print(f"{later:<38}{'':>6}{windows:>13}{side['seconds']:>10.2f}{tail}")
+        else:
+            timed = side["windows_timed"]
+            print(f"{NAMES[name]:<38}{side['batch']:>6}{timed:>13}{side['seconds']:>10.2f}{tail}")
+    print(
+        "Where fewer windows were run than the map has, the map's time is scaled from them.\n"
+        "Peak is the memory of the side's process, rise the part above the loaded network."
+    )
+    ratio = result["speedup"]
+    print(
+        f"speed-up over Captum: {ratio['over_captum_first']:.2f} first map, "
+        f"{ratio['over_captum']:.2f} later\n"
+        f"speed-up over the fastest naive side: {ratio['over_fastest_naive_first']:.2f} first map, "
+        f"{ratio['over_fastest_naive']:.2f} later\n"
+        f"speed-up by operations alone (Eq. 17): {report['theoretical_speedup']:.2f}\n"
+        f"path: {report['path']} {' '.join(report['reasons'])}\n"
+        f"outcomes of {equality['windows']} windows against one forward pass each: largest "
+        f"difference {equality['largest_difference']:.2e}, "
+        f"relative {equality['largest_relative_difference']:.2e};\n"
+        f"  largest change by any of them {equality['largest_change']:.2e}; error against float64: "
+        f"naive {equality['naive_error']:.2e}, captum-krypton {equality['krypton_error']:.2e}"
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="vgg16", help="any torchvision or timm name")
+    parser.add_argument("--weights", help="such as DEFAULT (downloads); random without it")
+    parser.add_argument("--image", help="a file (default: a photograph of scikit-image)")
+    parser.add_argument("--size", type=int, default=224, help="side of the input in pixels")
+    parser.add_argument("--window", type=int, default=16, help="side of a window in pixels")
+    parser.add_argument("--stride", type=int, default=8, help="pixels between windows")
+    parser.add_argument("--windows-total", type=int, metavar="N", help="window for about N windows")
+    parser.add_argument("--sample", type=int, default=128, help="windows that naive sides run")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--batch", type=int, help="naive sides' batch size (default: the fastest)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="leave torch.compile out"
+    )
+    parser.add_argument("--json", help="write everything measured to this file")
+    options = parser.parse_args(arguments)
+    if options.windows_total is not None:
+        # Windows side by side: Captum allows no stride larger than the window.
+        axis = max(1, round(math.sqrt(options.windows_total)))
+        options.window = options.stride = math.ceil(options.size / axis)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    network = build_network(options.model, options.size, options.weights)
+    x = to_input(load_image(options.image, options.size), network)
+    with torch.no_grad():
+        target = int(network(x).argmax())
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.pt"
+        torch.save(network, file)
+        del network
+        task = Task(
+            network_file=str(file),
+            x=x,
+            target=target,
+            window=options.window,
+            stride=options.stride,
+            device=options.device,
+            threads=options.threads,
+        )
+        names = [name for name in NAMES if options.compile or name != "compiled"]
+        measured = measure(task, options.sample, options.rounds, names, options.batch)
+    result = {
+        "model": options.model,
+        "weights": options.weights or "random",
+        "size": options.size,
+        "window": options.window,
+        "stride": options.stride,
+        "rounds": options.rounds,
+        "device": options.device,
+        "machine": machine(options.device),
+        **measured,
+        "speedup": speedups(measured["sides"]),
+    }
+    print_table(result)
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

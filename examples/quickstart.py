@@ -1,0 +1,128 @@
+"""One photograph, one occlusion map, twice: by Captum and by captum-krypton.
+
+Prints both times and the largest difference, and writes a picture of the two maps.
+
+    python examples/quickstart.py --output quickstart.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from _shared import (
+    captum_seconds_per_window,
+    efficientnet_lite0,
+    fastest_batch,
+    load_image,
+    to_input,
+    window_corners,
+)
+from captum.attr import Occlusion
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion, OcclusionMap
+
+CLASSES = {281: "tabby", 282: "tiger cat", 285: "Egyptian cat"}
+
+
+def draw(
+    image: np.ndarray, captum: Tensor, heat: OcclusionMap, texts: dict[str, str], file: str
+) -> None:
+    """Write the photograph, both attributions and the paper's heat map side by side."""
+    from matplotlib import pyplot as plt
+
+    ours = heat.attribution()
+    limit = float(captum.abs().max())
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.7), layout="constrained")
+    axes[0].imshow(image)
+    signed = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    axes[1].imshow(captum[0, 0], **signed)
+    shown = axes[2].imshow(ours[0, 0], **signed)
+    figure.colorbar(shown, ax=axes[1:3], shrink=0.8, label="attribution")
+    # The paper's map: the probability that is left. Red is where the class is lost.
+    shown = axes[3].imshow(heat.scores[0], cmap="jet_r")
+    figure.colorbar(shown, ax=axes[3], shrink=0.8, label="probability when occluded")
+    for axis, title in zip(axes, ("image", "captum", "krypton", "heat"), strict=True):
+        axis.set_title(texts[title], fontsize=10)
+        axis.set_axis_off()
+    figure.savefig(file, dpi=110)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stride", type=int, default=8, help="pixels between windows (default 8)")
+    parser.add_argument("--window", type=int, default=16, help="side of a window (default 16)")
+    parser.add_argument("--output", default="quickstart.png", help="the picture's path")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    matplotlib.use("Agg")  # a picture in a file needs no display
+
+    image = load_image(None, 224)
+    x = to_input(image)
+    model = nn.Sequential(efficientnet_lite0(), nn.Softmax(dim=1)).eval()
+    with torch.no_grad():
+        target = int(model(x).argmax())
+    label = CLASSES.get(target, f"class {target}")
+    side, stride = options.window, options.stride
+    windows: dict[str, Any] = {
+        "sliding_window_shapes": (3, side, side),
+        "strides": (3, stride, stride),
+    }
+
+    def seconds_per_window(batch: int, batches: int) -> float:
+        return captum_seconds_per_window(model, x, target, batch, batches, **windows)
+
+    total = len(window_corners(x, side, stride))
+    batch = fastest_batch(seconds_per_window, (1, 4, 16, 64), total)
+    print(f"EfficientNet-Lite0, {label}; Captum runs fastest at a batch of {batch}")
+
+    started = time.perf_counter()
+    theirs = Occlusion(model).attribute(x, target=target, perturbations_per_eval=batch, **windows)
+    captum_seconds = time.perf_counter() - started
+
+    occlusion = KryptonOcclusion(model)
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        heat = occlusion.heatmap(x, target=target, **windows)
+        times.append(time.perf_counter() - started)
+    ours = heat.attribution()
+
+    difference = float((ours - theirs).abs().max())
+    rows = [
+        ("windows", f"{heat.report.windows}"),
+        ("Captum", f"{captum_seconds:.2f} s"),
+        ("captum-krypton, first map of the model", f"{times[0]:.2f} s"),
+        ("captum-krypton, every later map", f"{times[1]:.2f} s"),
+        ("speed-up", f"{captum_seconds / times[0]:.1f}, {captum_seconds / times[1]:.1f} later"),
+        ("speed-up by operations alone (Eq. 17)", f"{heat.report.theoretical_speedup:.1f}"),
+        ("largest attribution", f"{float(theirs.abs().max()):.3g}"),
+        ("largest difference", f"{difference:.3g}"),
+        ("path", heat.report.path),
+    ]
+    for name, value in rows:
+        print(f"{name:<40}{value:>18}")
+
+    texts = {
+        "image": f"{label}, probability {float(heat.reference[0]):.2f}",
+        "captum": f"Captum, {captum_seconds:.1f} s",
+        "krypton": f"captum-krypton, {times[0]:.1f} s",
+        "heat": "heat map of the paper",
+    }
+    draw(image, theirs, heat, texts, options.output)
+    print(f"wrote {options.output}")
+    if difference > 1e-4:
+        raise SystemExit(f"the maps differ by {difference:.3g}")
+
+
+if __name__ == "__main__":
+    main()

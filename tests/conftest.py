@@ -1,0 +1,31 @@
+"""Hypothesis profiles, and one thread for each test process.
+
+`HYPOTHESIS_PROFILE=thorough` draws afresh on every run, ten thousand networks and more;
+the default, `ci`, always draws the same.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import HealthCheck, Phase, settings
+
+# Drawing a network runs it, so drawing is slow and large by nature.
+_COMMON = settings(
+    deadline=None,
+    print_blob=True,
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+        HealthCheck.filter_too_much,
+    ],
+)
+settings.register_profile("ci", _COMMON, max_examples=40, derandomize=True)
+settings.register_profile("thorough", _COMMON, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+torch.set_num_threads(1)

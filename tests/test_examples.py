@@ -1,0 +1,232 @@
+"""The examples with small settings, and every command and Python block of README and docs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import Occlusion
+from torch import Tensor, nn
+
+import captum_krypton
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The examples' own modules can be imported, as they import each other."""
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    yield
+
+
+def run_example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example with the package that these tests import."""
+    path = os.pathsep.join([str(Path(captum_krypton.__file__).parents[1]), *sys.path])
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def section(title: str) -> str:
+    """The text of a section of the README."""
+    found = re.split(r"^## (.+)\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    return dict(zip(found[1::2], found[2::2], strict=True))[title]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Fenced blocks of a language."""
+    return re.findall(rf"^```{language}\b.*\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
+
+
+# The scripts
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path) -> None:
+    picture = tmp_path / "quickstart.png"
+    done = run_example(
+        "quickstart.py", "--window=56", "--stride=56", "--threads=1", f"--output={picture}"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = dict(re.findall(r"^(.+?)\s{2,}(\S.*)$", done.stdout, flags=re.MULTILINE))
+    assert rows["windows"] == "16"
+    assert rows["path"] == "incremental"
+    assert float(rows["largest difference"]) <= 1e-4 < float(rows["largest attribution"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_compare_with_captum(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    done = run_example(
+        "compare_with_captum.py",
+        *("--model=squeezenet1_1", "--size=64", "--windows-total=16", "--sample=16"),
+        *("--rounds=1", "--threads=1", "--batch=8", "--no-compile", f"--json={file}"),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert result["windows"] == 16
+    assert set(result["sides"]) == {"captum", "captum_kept", "loop", "krypton"}
+    assert all(side["seconds"] > 0 for side in result["sides"].values())
+    assert result["equality"]["krypton_error"] < 1e-4 * result["equality"]["largest_change"]
+    assert result["machine"]["versions"]["torch"] == version("torch")
+    assert "speed-up over Captum" in done.stdout
+
+
+@pytest.mark.slow
+def test_network_table(tmp_path: Path) -> None:
+    file = tmp_path / "networks.json"
+    done = run_example(
+        "network_table.py",
+        *("--only", "squeezenet1_1", "no_such_network"),
+        *("--size=64", "--threads=1", "--markdown", f"--json={file}"),
+    )
+    assert done.returncode == 1
+    good, bad = json.loads(file.read_text())["networks"]
+    assert good["path"] == "incremental"
+    assert "no_such_network" in bad["error"]
+    assert "1 of 2 networks" in done.stdout
+    assert re.search(r"\| squeezenet1_1 .* equal ", done.stdout)
+    assert re.search(r"\| no_such_network .* failed: ", done.stdout)
+
+
+# Their parts
+
+
+GOOD = {
+    "path": "incremental",
+    "largest_attribution": 2.0,
+    "difference": 1e-4,
+    "outcomes": {"naive_error": 1e-6},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "equal"),
+        ({"difference": 3e-4}, "differs"),
+        ({"difference": 3e-4, "outcomes": {"naive_error": 1e-4}}, "equal"),
+        ({"difference": math.nan}, "differs"),
+        ({"difference": 0.0, "largest_attribution": 0.0}, "differs"),
+        ({"path": "captum"}, "ran captum"),
+        ({"path": "full"}, "ran full"),
+        ({"error": "RuntimeError"}, "failed"),
+    ],
+)
+def test_verdict(examples: None, change: dict[str, Any], expected: str) -> None:
+    from _tables import verdict
+
+    assert verdict({**GOOD, **change}) == expected
+
+
+@pytest.mark.parametrize(("window", "stride"), [(4, 4), (5, 3), (12, 12), (4, 3)])
+def test_windows_of_the_loop_are_captums(examples: None, window: int, stride: int) -> None:
+    from _shared import occluded, window_corners
+
+    seen: list[Tensor] = []
+
+    def forward(images: Tensor) -> Tensor:
+        seen.extend(images.clone())
+        return images.sum((1, 2, 3))
+
+    image = torch.rand(1, 3, 12, 13) + 1
+    shape, strides = (3, window, window), (3, stride, stride)
+    Occlusion(forward).attribute(image, sliding_window_shapes=shape, strides=strides)
+    ours = occluded(image, window_corners(image, window, stride), window)
+    assert sorted(t.flatten().tolist() for t in ours) == sorted(
+        t.flatten().tolist() for t in seen[1:]
+    )
+
+
+def test_partial_run_of_captum(examples: None) -> None:
+    from _shared import captum_seconds_per_window
+
+    calls: list[int] = []
+
+    def forward(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return images.sum((2, 3))
+
+    image = torch.rand(1, 3, 12, 12)
+    windows = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2)}  # 25 of them
+    assert 0 < captum_seconds_per_window(forward, image, 0, 4, 3, **windows) < math.inf
+    assert calls == [1, 4, 4, 4, 4]
+    assert captum_seconds_per_window(forward, image, 0, 20, 3, **windows) == math.inf
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "nf_resnet26", "convnext_atto"])
+def test_random_networks_are_alive(examples: None, name: str) -> None:
+    from _shared import build_network
+
+    network = build_network(name, 64)
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    covered = image.clone()
+    covered[..., 16:48, 16:48] = 0
+    with torch.no_grad():
+        before, after = network(image), network(covered)
+    assert (after - before).abs().max() > 0.05 * before.std()
+    assert not any(module.training for module in network.modules())
+
+
+def test_efficientnet_weights_are_the_trained_ones(examples: None) -> None:
+    from _shared import efficientnet_lite0, load_image, to_input
+
+    with torch.no_grad():
+        scores: Tensor = nn.Softmax(dim=1)(efficientnet_lite0()(to_input(load_image(None, 224))))
+    assert set(scores[0].topk(2).indices.tolist()) == {282, 285}  # tiger cat and Egyptian cat
+
+
+# README and documentation
+
+
+@pytest.mark.parametrize(
+    ("title", "last"), [("Quickstart", "python examples/quickstart.py"), ("Tests", "pytest")]
+)
+def test_readme_commands_start_from_nothing(title: str, last: str) -> None:
+    (block,) = blocks(section(title), "sh")
+    lines = block.splitlines()
+    assert lines[:2] == ["python3 -m venv .venv", ". .venv/bin/activate"]
+    assert lines[2].startswith("pip install '.[")
+    assert lines[-1].startswith(last)
+
+
+def test_readme_table_is_of_the_committed_measurements(examples: None) -> None:
+    from _tables import comparisons, speed_table, update_readme
+
+    text = (ROOT / "README.md").read_text()
+    assert update_readme(text, lambda: speed_table(comparisons())) == text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks((ROOT / page).read_text(), "python")):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+
+
+def test_local_links_of_readme_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
