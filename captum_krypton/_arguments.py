@@ -11,7 +11,6 @@ from captum.attr._utils.common import (
     _format_and_verify_sliding_window_shapes,
     _format_and_verify_strides,
     _format_input_baseline,
-    _validate_input,
 )
 from torch import Tensor
 
@@ -207,12 +206,11 @@ def _check_perturbations(value: Any) -> None:
 
 
 def _validate_baselines(inputs: tuple[Tensor, ...], baselines: tuple[Any, ...]) -> None:
-    for i, baseline in enumerate(baselines):
-        if isinstance(baseline, Tensor) and baseline.dim() == 0:
-            raise ArgumentError(
-                f"baselines[{i}] is a 0-d tensor: give a number, or a tensor of the input's shape"
-            )
-    _validate_input(inputs, baselines)
+    if len(baselines) != len(inputs):
+        raise ArgumentError(
+            f"baselines has {len(baselines)} entries, expected one for each of the "
+            f"{len(inputs)} inputs"
+        )
     for i, (tensor, baseline) in enumerate(zip(inputs, baselines, strict=True)):
         if not isinstance(baseline, Tensor):
             continue
@@ -223,5 +221,5 @@ def _validate_baselines(inputs: tuple[Tensor, ...], baselines: tuple[Any, ...]) 
         if not fits:
             raise ArgumentError(
                 f"baselines[{i}] has shape {tuple(baseline.shape)}, expected "
-                f"{tuple(tensor.shape)} or (1, ...)"
+                f"{tuple(tensor.shape)} or a shape that broadcasts to it"
             )

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ._graph import BatchInt, Graph, Node, Value, ValueId, resolve, walk
-from ._recorder import NotCapturable, Recorder, Recording, trains
+from ._recorder import NotCapturable, Recorder, Recording, Watch, trains
 
-__all__ = ["Capture", "NotCapturable", "capture", "reachable_modules"]
+__all__ = ["Capture", "NotCapturable", "capture", "reachable_modules", "watched"]
 
 _FEW, _MANY = 2, 3
 
@@ -39,6 +39,14 @@ class Capture:
     graph: Graph
     leaves: tuple[Tensor, ...]
     state: tuple[Any, ...]
+
+    def says_the_same_as(self, other: Capture) -> bool:
+        """Whether both captures have the same operators with the same arguments."""
+        ours, theirs = self.graph.nodes, other.graph.nodes
+        return len(ours) == len(theirs) and all(
+            (a.op, a.args, a.kwargs) == (b.op, b.args, b.kwargs)
+            for a, b in zip(ours, theirs, strict=True)
+        )
 
     def is_current(self, forward: Callable[..., Any]) -> bool:
         """Whether nothing that the graph depends on has changed since it was recorded."""
@@ -63,7 +71,7 @@ def capture(
     """
     modules = reachable_modules(forward)
     _refuse_training(modules)
-    with _recording_conditions(arguments):
+    with recording_conditions(arguments):
         few, few_leaves = _record(forward, arguments, batched, _FEW)
         many, many_leaves = _record(forward, arguments, batched, _MANY)
     graph = _pair(few, many, few_leaves, many_leaves)
@@ -71,6 +79,16 @@ def capture(
     graph = _fold_constants(graph, few.tensors)
     _refuse(graph)
     return Capture(graph, leaves, current_state(forward, leaves))
+
+
+def watched(
+    forward: Callable[..., Any], arguments: tuple[Any, ...], leaves: tuple[Tensor, ...]
+) -> tuple[Any, list[Any]]:
+    """Calls `forward(*arguments)`; its result, and the operators that it ran."""
+    watch = Watch(leaves)
+    with recording_conditions(arguments), torch.no_grad(), watch:
+        result = forward(*arguments)
+    return result, watch.notes
 
 
 def current_state(forward: Callable[..., Any], leaves: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -147,7 +165,7 @@ def _refuse_training(modules: tuple[nn.Module, ...]) -> None:
 
 
 @contextmanager
-def _recording_conditions(arguments: tuple[Any, ...]) -> Iterator[None]:
+def recording_conditions(arguments: tuple[Any, ...]) -> Iterator[None]:
     """Leaves random number generators as they are and asks compiled code to run eagerly."""
     cuda = {a.device.index for a in arguments if isinstance(a, Tensor) and a.is_cuda}
     with ExitStack() as stack:
@@ -163,10 +181,11 @@ def _record(
     batched: tuple[bool, ...],
     rows: int,
 ) -> tuple[Recording, dict[ValueId, Tensor]]:
-    prepared = tuple(
-        _rows(argument, rows) if is_batched else argument
-        for argument, is_batched in zip(arguments, batched, strict=True)
-    )
+    with torch.inference_mode(False), torch.no_grad():
+        prepared = tuple(
+            _rows(argument, rows) if is_batched else argument
+            for argument, is_batched in zip(arguments, batched, strict=True)
+        )
     tensors = tuple(p for p, is_batched in zip(prepared, batched, strict=True) if is_batched)
     recorder = Recorder(tensors)
     recording = recorder.record(forward, prepared)
@@ -233,6 +252,7 @@ def _pair(
             raise NotCapturable("the forward runs other operators for other inputs or batch sizes")
         args = merge(node.args, twin.args)
         kwargs = merge(node.kwargs, twin.kwargs)
+        _refuse_numbers(node, args)
         for value, other in zip(node.outputs, twin.outputs, strict=True):
             if (value < 0) != (other < 0):
                 raise NotCapturable("the forward runs other operators for other inputs")
@@ -243,7 +263,27 @@ def _pair(
     for leaf, tensor in few_leaves.items():
         shapes.setdefault(leaf, tuple(tensor.shape))
     graph = Graph(nodes, few.inputs, few.output, shapes, dict(few.dtypes), dict(few_leaves))
+    _refuse_reading(graph)
     return graph.dead_code_eliminated()
+
+
+def _refuse_numbers(node: Node, args: tuple[Any, ...]) -> None:
+    """Refuses a number that grows with the batch where it is not a size, such as a factor."""
+    for argument, declared in zip(args, node.op._schema.arguments, strict=False):  # type: ignore[attr-defined]
+        grows = any(isinstance(a, BatchInt) for a in walk(argument))
+        if grows and "int" not in str(declared.type).lower():
+            raise NotCapturable(f"the forward computes with the batch size ({node.op})")
+
+
+def _refuse_reading(graph: Graph) -> None:
+    """Refuses what brings a value that depends on the inputs out of its tensor."""
+    varying = set(graph.inputs)
+    for node in graph.nodes:
+        if not varying.intersection(node.operands()):
+            continue
+        varying.update(node.results)
+        if torch.Tag.data_dependent_output in node.op.tags:  # type: ignore[attr-defined]
+            raise NotCapturable(f"the forward reads a value out of a tensor ({node.op})")
 
 
 def _affine(a: int, b: int) -> int | BatchInt:
@@ -335,8 +375,7 @@ def _refuse(graph: Graph) -> None:
         tags = node.op.tags  # type: ignore[attr-defined]
         if "batch_norm" in node.name and trains(node.bound()) and not _by_instance(graph, node):
             raise NotCapturable("a batch norm takes its statistics from the batch")
-        if torch.Tag.data_dependent_output in tags:
-            raise NotCapturable(f"the forward reads a value out of a tensor ({node.op})")
+        _refuse_mixing(graph, node)
         if torch.Tag.dynamic_output_shape in tags and not _indexed_by_integers(graph, node):
             raise NotCapturable(f"a shape in the forward depends on the data ({node.op})")
         if node.name.split(".")[-1].startswith(("empty", "new_empty")):
@@ -350,6 +389,24 @@ def _refuse(graph: Graph) -> None:
     shape = graph.shapes[graph.output]
     if not shape or shape[0] != BatchInt(1, 0):
         raise NotCapturable("the outcome does not have one row an example")
+
+
+# Operators that leave every row alone even where the dimension they name is the batch's.
+_MOVES_ROWS = {f"aten.{name}" for name in ("cat", "split", "split_with_sizes", "chunk", "unbind")}
+_MOVES_ROWS |= {"aten.unsqueeze", "aten.squeeze", "aten.transpose", "aten.permute"}
+
+
+def _refuse_mixing(graph: Graph, node: Node) -> None:
+    """Refuses operators along the batch, such as a softmax over it."""
+    named = node.bound()
+    given = named.get("dim", named.get("dims"))
+    if given is None or node.name in _MOVES_ROWS or not node.operands():
+        return
+    shape = graph.shapes[node.operands()[0]]
+    for dim in given if isinstance(given, (list, tuple)) else (given,):
+        if isinstance(dim, int) and -len(shape) <= dim < len(shape):
+            if isinstance(shape[dim], BatchInt):
+                raise NotCapturable(f"the forward mixes the rows of a batch ({node.op})")
 
 
 def _by_instance(graph: Graph, node: Node) -> bool:

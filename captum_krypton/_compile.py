@@ -37,6 +37,7 @@ class Compiled:
         self.last = channels_last(first)
         self.constants = prepare_constants(self.graph, self.last)
         self.checked: set[tuple[Any, ...]] = set()
+        self.notes: dict[tuple[Any, ...], list[Any]] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def plan(self, call: Call, position: int, *, memory_budget: int, most_rows: int) -> Plan:

@@ -28,11 +28,16 @@ def window_slices(call: Call, position: int, window: int) -> tuple[slice, ...]:
     return tuple(out)
 
 
-def occluded_input(call: Call, position: int, window: int) -> Tensor:
-    """The input with one window covered by the baseline, by Captum's formula."""
+def occluded_input(call: Call, position: int, window: int, *, captum: bool) -> Tensor:
+    """The input with one window covered by the baseline.
+
+    Captum's formula keeps what is not finite inside the window; otherwise it is replaced.
+    """
     tensor, baseline = call.inputs[position], call.baselines[position]
     mask = torch.zeros(tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
     mask[window_slices(call, position, window)] = 1
+    if not captum:
+        return torch.where(mask > 0, baseline, tensor)
     out: Tensor = tensor * (torch.ones_like(mask) - mask) + baseline * mask
     return out
 
@@ -44,13 +49,18 @@ def naive_scores(
     target: Any,
     windows: list[int],
     progress: Callable[[int], None],
+    *,
+    captum: bool,
 ) -> Tensor:
-    """Outcomes of some windows, (windows, *outcome of the untouched input)."""
+    """Outcomes of some windows, (windows, *outcome of the untouched input).
+
+    `captum` says whether windows are covered by Captum's formula (see `occluded_input`).
+    """
     rows: list[Tensor] = []
     step = call.perturbations or 1
     for first in range(0, len(windows), step):
         part = windows[first : first + step]
-        covered = torch.cat([occluded_input(call, position, w) for w in part])
+        covered = torch.cat([occluded_input(call, position, w, captum=captum) for w in part])
         inputs = tuple(
             covered if i == position else torch.cat([t] * len(part))
             for i, t in enumerate(call.inputs)

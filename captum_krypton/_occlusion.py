@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -220,5 +221,14 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         warnings.warn(
             f"this map is made by Captum's own path, at its speed: {reason}",
             KryptonFallbackWarning,
-            stacklevel=5,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """The stack level of the first caller outside this package, Captum and torch."""
+    inside = ("captum_krypton.", "captum.", "torch.")
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(inside):
+        level, frame = level + 1, frame.f_back
+    return level

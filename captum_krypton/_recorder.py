@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ._graph import Node, Value, ValueId, walk
 
-__all__ = ["NotCapturable", "Recorder", "Recording", "trains"]
+__all__ = ["NotCapturable", "Recorder", "Recording", "Watch", "trains"]
 
 aten = torch.ops.aten
 
@@ -77,7 +77,7 @@ class Recorder(TorchDispatchMode):
         Raises:
             NotCapturable: where the call cannot be written as a graph.
         """
-        with torch.no_grad(), self:
+        with torch.inference_mode(False), torch.no_grad(), self:
             result = function(*arguments)
         if not isinstance(result, Tensor):
             raise NotCapturable(f"the forward returns {type(result).__name__}, not a tensor")
@@ -94,6 +94,9 @@ class Recorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if _is_composite(func):  # seen here for tensors made in inference mode only
+            with self:
+                return func.decompose(*args, **kwargs)
         func, args = _deterministic(func, args, kwargs)
         _refuse_before(func, args, kwargs)
         read = self._to_values((args, kwargs))
@@ -258,6 +261,40 @@ class Recorder(TorchDispatchMode):
         return None
 
 
+class Watch(TorchDispatchMode):
+    """Notes which operators a call runs and on what, holding none of its tensors.
+
+    Two calls with the same notes did the same: it is how a change that no parameter shows, such
+    as another value of a Python attribute, is noticed.
+
+    Args:
+        leaves: tensors that are told apart where they are read.
+    """
+
+    def __init__(self, leaves: tuple[Tensor, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.notes: list[Any] = []
+        self._leaves = {id(leaf): number for number, leaf in enumerate(leaves)}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        noted: list[Any] = [str(func)]
+        for argument in walk((args, kwargs)):
+            if isinstance(argument, Tensor):
+                leaf = self._leaves.get(id(argument))
+                noted.append((tuple(argument.shape), argument.dtype, leaf))
+            else:
+                noted.append(repr(argument))
+        self.notes.append(tuple(noted))
+        return func(*args, **kwargs)
+
+
 def _storage(tensor: Tensor) -> int:
     if tensor.layout is not torch.strided:
         raise NotCapturable(f"the forward uses a tensor of layout {tensor.layout}")
@@ -302,6 +339,12 @@ def _deterministic(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return func, args
     kwargs.clear()
     return plain, (args[0], (named["lower"] + named["upper"]) / 2)
+
+
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is defined by other operators, which are the ones to record."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has(func.name(), "CompositeImplicitAutograd"))
 
 
 def _is_batch_norm(func: Any) -> bool:

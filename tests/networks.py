@@ -179,7 +179,8 @@ def networks(
     Args:
         draw: given by Hypothesis.
         shape: channels and sizes of an input, without the batch.
-        classes: the number of outputs, to get (N, classes); else an output of any shape.
+        classes: the number of outputs, to get (N, classes); 0 for the last layer's output,
+            flattened; else an output of any shape.
         most: the most layers before the head.
     """
     seed = draw(st.integers(0, 2**16))
@@ -190,8 +191,11 @@ def networks(
         features = _reset(body)(untouched)
     if not torch.equal(untouched, probe):  # the first layer works in place
         body.insert(0, Code("x = x.clone()"))
+    head: nn.Module
     if classes is None:
         head = _any_head(draw, features)
+    elif classes == 0:
+        head = Code("x = x.flatten(1)")
     else:
         head = _head(draw, features, classes)
     network = nn.Sequential(*body, *(head if isinstance(head, nn.Sequential) else [head]))
@@ -347,10 +351,22 @@ def noise(draw: Draw, shape: tuple[int, ...]) -> Tensor:
 
 
 @st.composite
-def cases(draw: Draw, rank: int, most: int = 6) -> Case:
+def small_cases(draw: Draw, rank: int) -> Case:
+    """Few layers on a few cells, asked for every output: a wrong cell cannot hide behind a head."""
+    shape = (draw(ints(1, 2)), *(draw(ints(3, 8 if rank < 3 else 4)) for _ in range(rank)))
+    network = draw(networks(shape, classes=0, most=4))
+    inputs = noise(draw, (1, *shape))
+    with torch.no_grad():
+        sizes = tuple(network(inputs.clone()).shape[1:])
+    window, strides = draw(geometries(shape))
+    return Case(network, inputs, window, strides, draw(baselines(1, shape)), None, None, sizes)
+
+
+@st.composite
+def cases(draw: Draw, rank: int) -> Case:
     """Networks over `rank` spatial axes, with inputs and a question that fits them."""
     shape = draw(image_shapes(rank))
-    network = draw(networks(shape, most=most))
+    network = draw(networks(shape))
     batch = draw(ints(1, 3))
     inputs = noise(draw, (batch, *shape))
     with torch.no_grad():

@@ -33,6 +33,7 @@ from networks import (
     image_shapes,
     networks,
     noise,
+    small_cases,
     window_counts,
 )
 from torch import Tensor, nn
@@ -102,6 +103,12 @@ def test_attributions_in_float64(rank: int, data: st.DataObject) -> None:
     case = data.draw(cases(rank))
     with krypton(data.draw, case.network) as explainer:
         check(case, explainer)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@given(data=st.data())
+def test_every_output_of_small_networks(rank: int, data: st.DataObject) -> None:
+    check_heat_map(data.draw, data.draw(small_cases(rank)))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
