@@ -387,7 +387,8 @@ def _map(
     counts = grid.counts
     if len(counts) > 1 and counts[0] == 1:
         counts = counts[1:]
-    ordered = scores.movedim(1, -1).unflatten(-1, counts)
+    ordered = scores.movedim(1, -1)
+    ordered = ordered.reshape(*ordered.shape[:-1], *counts)
     return OcclusionMap(ordered, reference, grid, target, report)
 
 

@@ -418,10 +418,11 @@ class GroupRun:
     ) -> Iterator[tuple[int, Tensor, dict[ValueId, Tensor]]]:
         """Runs the group; gives rows, their places in the result and the tail's values."""
         total = len(self.order)
+        rest = -(-total // statistics.batch_size)
         readers = {v: self.whole(v) for v in self.frontier()}
         start = 0
         while start < total:
-            rows = min(statistics.batch_size, total - start)
+            rows = min(statistics.batch_size, -(-(total - start) // max(rest, 1)))
             batch = _Batch(start, rows)
             try:
                 self._run(batch)
@@ -432,6 +433,7 @@ class GroupRun:
                 statistics.batch_size = rows // 2
                 continue
             statistics.batches += 1
+            rest -= 1
             statistics.rows += rows
             yield rows, batch.of(self.order), values
             start += rows

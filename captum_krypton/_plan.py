@@ -26,7 +26,7 @@ __all__ = ["GroupPlan", "NodeCost", "Plan", "make_plan"]
 
 # Costs in multiply-accumulates. They only rank plans; their ratios are those of a desktop CPU.
 _PER_ELEMENT = 30.0  # moving one element through memory
-_PER_CALL = 3e6  # calling one operator
+_PER_CALL = 1.2e7  # calling one operator, and what its smaller batch loses
 _GROUPED = 8.0  # a multiply-accumulate of a depthwise or narrow grouped convolution
 _MAX_SEGMENTS = 6
 _TAIL_ELEMENTS = 1 << 16  # a row of the tail's values is no larger than this

@@ -353,13 +353,19 @@ def _is_batch_norm(func: Any) -> bool:
 
 def _refuse_before(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Stops before an operator runs that would change the user's state or draw numbers."""
-    if torch.Tag.nondeterministic_seeded in func.tags:
+    if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
         raise NotCapturable(f"the forward draws random numbers ({func})")
     if _is_batch_norm(func):
         node = Node(func, args, kwargs, ())
         named = node.bound()
         if trains(named) and named.get("running_mean") is not None:
             raise NotCapturable("a batch norm is in training mode")
+
+
+def _draws_nothing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator that may draw random numbers is asked not to."""
+    named = Node(func, args, kwargs, ()).bound()
+    return named.get("dropout_p") == 0 or named.get("p") == 0 or named.get("train") is False
 
 
 def trains(batch_norm: dict[str, Any]) -> bool:

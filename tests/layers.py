@@ -381,6 +381,41 @@ x = F.pad(x, [1, 0]); x = x[..., :-1] * 2
 x = x.flatten(2).softmax(-1).view_as(x)
 """.strip().splitlines()
 
+# Volumes laid beside or into each other, and what comes after padding: where a window of one part
+# reaches is not where it reaches of the other.
+_SPLICE = """
+x = torch.cat([x, x * 2], -1)
+x = torch.cat([x[..., 1:] * 3, x], -1)
+x = torch.cat([x[..., :-1] + x[..., 1:], x * 2], -1)
+x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
+x = torch.cat([x.relu(), x[:, :, ::2]], 2)
+x = torch.cat([torch.ones_like(x[..., :1]), x, x[..., :2]], -1)
+x = torch.cat([x[..., 2:], x[..., :2]], -1)
+x = torch.cat([x[..., :2], x[..., 1:], x[..., :1]], -1).cumsum(1)
+x = torch.cat([x, x.mean(-1, keepdim=True)], -1)
+x = torch.stack([x, -x], -1).flatten(-2)
+x = x.repeat(*[1] * (x.dim() - 1), 2)
+x = torch.where(torch.arange(x.shape[-1]) % 2 == 0, x, -x)
+x = x + x.flip(-1)
+x = x - x.roll(1, -1)
+x = x * x.roll((1, -1), (1, 2))
+x = x + x.transpose(2, -1) if x.shape[2] == x.shape[-1] else x
+x = F.pad(x, [1, 2]).sigmoid()
+x = (F.pad(x, [1, 0]) + 1)[..., :-1] + x
+x = torch.cat([(F.pad(x, [1, 0]) + 1)[..., :-1], x], 1)
+x = F.pad(x, [2, 1], value=0.5) * 2 - 1
+x = F.pad(F.pad(x, [1, 0]).exp(), [0, 1])
+x = F.pad(x, [0, 2])[..., 1:].cos() + F.pad(x, [1, 0])
+x = torch.cat([x[..., :1], x], -1)[..., :-1] - x
+x = F.pad(x, [-1, 1]) + x
+x = x.clone(); x[..., 1:] += x[..., :-1].clone()
+x = x.clone(); x[:, :, :2] = x[:, :, -2:] * 2 if x.shape[2] > 3 else 1
+x = x.clone(); x[..., 1:2] = x.amax(-1, keepdim=True) if x.shape[-1] > 1 else 0
+x = x.slice_scatter(x[..., ::2] * 2, -1, 0, x.shape[-1], 2)
+x = x.clone(); x[..., 1::2] = 0
+y = x.new_ones(*x.shape[:-1], x.shape[-1] + 2); y[..., 1:-1] = x; x = y
+""".strip().splitlines()
+
 _GLOBAL = """
 x = x.cumsum(-1)
 x = x.cumsum(2).tanh()
@@ -404,7 +439,7 @@ x = torch.diff(x, dim=-1) if x.shape[-1] > 1 else x
 x = x.amin(tuple(range(1, x.dim())), keepdim=True) + x
 """.strip().splitlines()
 
-CODES = [*_POINT, *_CHANNEL, *_SPATIAL, *_GLOBAL]
+CODES = [*_POINT, *_CHANNEL, *_SPATIAL, *_SPLICE, *_GLOBAL]
 
 # Change the number of spatial axes.
 _RESHAPE = {
@@ -555,6 +590,8 @@ OTHERS: list[Layer] = [
     _code(*_CHANNEL),
     _code(*_SPATIAL),
     _code(*_SPATIAL),
+    _code(*_SPLICE),
+    _code(*_SPLICE),
     _code(*_GLOBAL),
     _channel_split,
     _pixel_shuffle,

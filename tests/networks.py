@@ -52,6 +52,7 @@ x = a / (1 + b * b)
 x = torch.relu_(a + b)
 x = torch.lerp(a, b, 0.3)
 x = torch.cat([a, b], -1)
+x = torch.cat([a, b[..., :1], a], -1)
 """.strip().splitlines()
 
 
@@ -64,7 +65,7 @@ def _join(draw: Draw, x: Tensor) -> nn.Module | None:
         return right
     common = ", ".join(f":{min(p, q)}" for p, q in zip(a.shape[2:], b.shape[2:], strict=True))
     if a.shape == b.shape:
-        pool = [*_JOINS_SAME, "x = torch.cat([a, b], 1)"]
+        pool = [*_JOINS_SAME, "x = torch.cat([a, b], 1)", "x = torch.cat([b, a], 2)"]
     elif a.shape[2:] == b.shape[2:]:
         pool = ["x = torch.cat([a, b], 1)", "x = torch.cat([b, a, b], 1)"]
         if 1 in (a.shape[1], b.shape[1]):

@@ -40,11 +40,9 @@ from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion, _plan
 
-# A network that cannot be captured fails its test, with the reason in the traceback.
-pytestmark = [
-    pytest.mark.filterwarnings("error::captum_krypton.KryptonFallbackWarning"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
-]
+# Any other warning is an error (pyproject.toml): a network that cannot be captured fails its test
+# with the reason in the traceback.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 AT_ONCE = 32  # windows at a time for Captum, where the question leaves it open
 

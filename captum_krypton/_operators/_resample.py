@@ -31,6 +31,8 @@ Integers = npt.NDArray[np.int64]
 class _MapRule(Rule):
     """Every output cell is a weighted sum of a few input cells, axis by axis."""
 
+    fresh = False
+
     def __init__(
         self,
         node: Node,
@@ -185,6 +187,8 @@ def _sparse_rows(
 
 
 class _PaddingRule(Rule):
+    fresh = False  # where a patch touches no border it is passed on as it is
+
     def __init__(self, node: Node, view: View, before: list[int], after: list[int]) -> None:
         self.node, self.view = node, view
         self.source = node.operands()[0]
@@ -325,8 +329,6 @@ class _TransposedRule(Rule):
             return out
 
         return step
-
-    fresh = True
 
 
 def transposed_convolution(node: Node, view: View) -> Rule | None:

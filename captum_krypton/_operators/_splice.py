@@ -29,6 +29,8 @@ class _Part:
 class _SpliceRule(Rule):
     """The output's cells are those of the last part that covers them along one axis."""
 
+    fresh = False
+
     def __init__(self, node: Node, view: View, axis: int, dims: Dims, parts: list[_Part]) -> None:
         self.node, self.view, self.axis, self.dims, self.parts = node, view, axis, dims, parts
 
