@@ -392,7 +392,9 @@ def _refuse(graph: Graph) -> None:
 
 
 # Operators that leave every row alone even where the dimension they name is the batch's.
-_MOVES_ROWS = {f"aten.{name}" for name in ("cat", "stack", "split", "split_with_sizes", "chunk", "unbind")}
+_MOVES_ROWS = {
+    f"aten.{name}" for name in ("cat", "stack", "split", "split_with_sizes", "chunk", "unbind")
+}
 _MOVES_ROWS |= {"aten.unsqueeze", "aten.squeeze", "aten.transpose", "aten.permute"}
 
 

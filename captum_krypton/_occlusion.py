@@ -203,8 +203,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         return Occlusion.attribute.__wrapped__(
             self,
             call.inputs if call.is_tuple else call.inputs[0],
-            sliding_window_shapes=call.windows if call.is_tuple else call.windows[0],
-            strides=call.strides if call.is_tuple else call.strides[0],
+            sliding_window_shapes=call.windows,
+            strides=call.strides,
             baselines=call.baselines if call.is_tuple else call.baselines[0],
             target=target,
             additional_forward_args=call.extra or None,
