@@ -58,6 +58,8 @@ def capture(
 ) -> Capture:
     """Records `forward(*arguments)` as a graph over a batch of any size.
 
+    The caller keeps the state of random number generators: a forward that draws is run in part.
+
     Args:
         forward: the user's forward function.
         arguments: all its positional arguments; tensors have shape (N, ...).
@@ -71,7 +73,7 @@ def capture(
     """
     modules = reachable_modules(forward)
     _refuse_training(modules)
-    with recording_conditions(arguments):
+    with recording_conditions():
         few, few_leaves = _record(forward, arguments, batched, _FEW)
         many, many_leaves = _record(forward, arguments, batched, _MANY)
     graph = _pair(few, many, few_leaves, many_leaves)
@@ -86,7 +88,7 @@ def watched(
 ) -> tuple[Any, list[Any]]:
     """Calls `forward(*arguments)`; its result, and the operators that it ran."""
     watch = Watch(leaves)
-    with recording_conditions(arguments), torch.no_grad(), watch:
+    with recording_conditions(), torch.no_grad(), watch:
         result = forward(*arguments)
     return result, watch.notes
 
@@ -165,11 +167,9 @@ def _refuse_training(modules: tuple[nn.Module, ...]) -> None:
 
 
 @contextmanager
-def recording_conditions(arguments: tuple[Any, ...]) -> Iterator[None]:
-    """Leaves random number generators as they are and asks compiled code to run eagerly."""
-    cuda = {a.device.index for a in arguments if isinstance(a, Tensor) and a.is_cuda}
+def recording_conditions() -> Iterator[None]:
+    """Asks compiled code to run eagerly, so that its operators are seen."""
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=sorted(cuda)))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

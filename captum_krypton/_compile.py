@@ -13,8 +13,9 @@ from torch import Tensor
 from ._analyse import analyse
 from ._arguments import Call
 from ._capture import Capture, capture, current_state
-from ._execute import channels_last, prepare_constants
 from ._graph import BatchInt
+from ._interpret import prepare_constants
+from ._layout import channels_last
 from ._plan import Plan, make_plan
 from ._recorder import NotCapturable
 from ._simplify import simplified

@@ -10,79 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._graph import Graph, Node, ValueId, resolve
-from ._operators import Boxes, Dims, Frame, Kind, Step, whole_step
+from ._graph import Node, ValueId, resolve
+from ._interpret import run_graph, store
+from ._layout import from_block, in_layout, to_block
+from ._operators import Boxes, Dims, Frame, Kind, Step, along, whole_step
 from ._ops import gather_patches
 from ._plan import GroupPlan, Plan
 from ._regions import Box
 
-__all__ = ["Execution", "RunStatistics", "channels_last", "prepare_constants", "run_graph"]
+__all__ = ["Execution", "RunStatistics"]
 
 Outcome = Callable[[Tensor, Tensor], Tensor]
 _TAIL_ROWS = 4096
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def channels_last(tensor: Tensor) -> bool:
-    """Whether kernels for tensors of this kind are faster with channels last."""
-    if tensor.device.type == "cpu":
-        return tensor.dtype in (torch.float32, torch.bfloat16)
-    return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
-
-
-def in_layout(tensor: Tensor, last: bool) -> Tensor:
-    """The tensor, contiguous with its channels last or first."""
-    memory_format = _CHANNELS_LAST.get(tensor.dim()) if last else None
-    if memory_format is None:
-        return tensor.contiguous()
-    return tensor.contiguous(memory_format=memory_format)
-
-
-def prepare_constants(graph: Graph, last: bool) -> dict[ValueId, Tensor]:
-    """The graph's constants with convolution weights in the layout of the activations."""
-    constants = dict(graph.constants)
-    for node in graph.nodes:
-        if node.name == "aten.convolution":
-            weight = node.operands()[1]
-            if weight in constants:
-                constants[weight] = in_layout(constants[weight].detach(), last)
-    return constants
-
-
-def run_graph(
-    graph: Graph,
-    constants: dict[ValueId, Tensor],
-    inputs: tuple[Tensor, ...],
-    keep: frozenset[ValueId],
-) -> tuple[Tensor, dict[ValueId, Tensor]]:
-    """Runs the whole graph on untouched inputs.
-
-    Returns:
-        The output and the values named in `keep`.
-    """
-    values = dict(zip(graph.inputs, inputs, strict=True))
-    last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.operands()}
-    kept = {v: t for v, t in values.items() if v in keep}
-    rows = inputs[0].shape[0]
-    for i, node in enumerate(graph.nodes):
-        args, kwargs = resolve(
-            (node.args, node.kwargs), lambda v: constants[v] if v in constants else values[v], rows
-        )
-        store(values, node, node.op(*args, **kwargs))
-        kept.update((v, values[v]) for v in node.outputs if v in keep)
-        for value in {*node.operands(), *node.outputs}:
-            if last_use.get(value, -1) <= i and value != graph.output:
-                values.pop(value, None)
-    output = constants[graph.output] if graph.output in constants else values[graph.output]
-    return output, kept
-
-
-def store(values: dict[ValueId, Tensor], node: Node, result: Any) -> None:
-    """Puts an operator's results into `values`."""
-    results = result if node.several else (result,)
-    for value, tensor in zip(node.outputs, results, strict=False):
-        if value >= 0 and tensor is not None:
-            values[value] = tensor
 
 
 @dataclass
@@ -91,7 +30,6 @@ class RunStatistics:
 
     batches: int = 0
     batch_size: int = 0
-    rows: int = 0
 
 
 @dataclass
@@ -137,6 +75,19 @@ class Execution:
         self.graph = plan.analysis.graph
         self.statistics = RunStatistics(batch_size=plan.batch_size)
         self.images = inputs[0].shape[0]
+        self.frontier = _frontier(plan)
+        self.owned = self._owned()
+
+    def _owned(self) -> frozenset[ValueId]:
+        """Values whose patches have memory of their own and one reader."""
+        users = self.graph.users()
+        return frozenset(
+            v
+            for rule in self.plan.analysis.rules
+            if rule is not None and rule.fresh
+            for v in rule.outputs
+            if len(users.get(v, ())) == 1 and v != self.graph.output
+        )
 
     def run(self, progress: Callable[[int], None]) -> Tensor:
         """Outcomes of all windows, (N, windows, ...), windows in row-major order."""
@@ -198,38 +149,12 @@ class Base:
         self.plan, self.kept, self.last = plan, kept, last
         self._blocks: dict[tuple[ValueId, Dims], Tensor] = {}
 
-    @property
-    def images(self) -> int:
-        """How many images there are."""
-        return int(next(iter(self.kept.values())).shape[0])
-
     def block(self, value: ValueId, dims: Dims, tensor: Tensor) -> Tensor:
         """`tensor`, the value's base, as (N, channels, *axes), in the layout of the kernels."""
         key = (value, dims)
         if key not in self._blocks:
             self._blocks[key] = in_layout(to_block(tensor, dims), self.last)
         return self._blocks[key]
-
-
-def to_block(tensor: Tensor, dims: Dims) -> Tensor:
-    """(rows, ...) with window axes at `dims` as (rows, all else, *axes)."""
-    present = [d for d in dims if d is not None]
-    if present == list(range(2, tensor.dim())):
-        return tensor
-    others = [d for d in range(1, tensor.dim()) if d not in present]
-    moved = tensor.permute(0, *others, *present)
-    return moved.flatten(1, len(others)) if others else moved.unsqueeze(1)
-
-
-def from_block(block: Tensor, dims: Dims, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `to_block` for a value whose dimensions but the axes have sizes `shape`."""
-    present = [d for d in dims if d is not None]
-    if present == list(range(2, len(shape))):
-        return block
-    others = [d for d in range(1, len(shape)) if d not in present]
-    moved = block.reshape(block.shape[0], *(shape[d] for d in others), *block.shape[2:])
-    order = [0, *others, *present]
-    return moved.permute([order.index(d) for d in range(len(shape))])
 
 
 class GroupRun:
@@ -240,13 +165,9 @@ class GroupRun:
         self.plan, self.analysis = run.plan, run.plan.analysis
         self.device = run.inputs[0].device
         self._index(images.stop - images.start)
-        self._users = {v: len(nodes) for v, nodes in run.graph.users().items()}
-        self._fresh = {
-            v: rule.fresh for rule in self.analysis.rules if rule is not None for v in rule.outputs
-        }
         self._tables: dict[bytes, Tensor] = {}
         self.image_rows = self._to_device(self.image)
-        self.baseline = self._baseline_source(images)
+        self._prepare_input(images)
         self.steps = list(self._steps())
 
     def _to_device(self, array: Any) -> Tensor:
@@ -288,12 +209,8 @@ class GroupRun:
         return self.run.constants[value]
 
     def sole(self, value: ValueId, boxes: Boxes) -> bool:
-        if self.analysis.kinds[value] is not Kind.LOCAL:
-            return False
-        if not _same(self.boxes(value), boxes):
-            return True  # a gathered copy
-        single = self._users.get(value) == 1 and value != self.run.graph.output
-        return single and self._fresh.get(value, False)
+        gathered = not _same(self.boxes(value), boxes)
+        return gathered or value in self.run.owned
 
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
         own, dims = self.boxes(value), self.analysis.dims[value]
@@ -387,7 +304,7 @@ class GroupRun:
     def _steps(self) -> Iterator[tuple[Node, Step, tuple[ValueId, ...]]]:
         graph = self.run.graph
         nodes = graph.nodes[: len(graph.nodes) - self.plan.tail]
-        needed = self.frontier()
+        needed = self.run.frontier
         last_use = {v: i for i, node in enumerate(nodes) for v in node.operands()}
         for i, node in enumerate(nodes):
             outputs = [v for v in node.outputs if v >= 0]
@@ -409,17 +326,13 @@ class GroupRun:
         local = [v for v in (*node.operands(), *outputs) if self.analysis.kinds[v] is Kind.LOCAL]
         return all(_same(self.boxes(v), self.whole_boxes(v)) for v in local)
 
-    def frontier(self) -> tuple[ValueId, ...]:
-        """The values that the tail reads from the batches."""
-        return _frontier(self.plan)
-
     def batches(
         self, statistics: RunStatistics
     ) -> Iterator[tuple[int, Tensor, dict[ValueId, Tensor]]]:
         """Runs the group; gives rows, their places in the result and the tail's values."""
         total = len(self.order)
         rest = -(-total // statistics.batch_size)
-        readers = {v: self.whole(v) for v in self.frontier()}
+        readers = {v: self.whole(v) for v in self.run.frontier}
         start = 0
         while start < total:
             rows = min(statistics.batch_size, -(-(total - start) // max(rest, 1)))
@@ -434,7 +347,6 @@ class GroupRun:
                 continue
             statistics.batches += 1
             rest -= 1
-            statistics.rows += rows
             yield rows, batch.of(self.order), values
             start += rows
 
@@ -447,7 +359,8 @@ class GroupRun:
 
     # --- the occluded input
 
-    def _baseline_source(self, images: slice) -> Any:
+    def _prepare_input(self, images: slice) -> None:
+        """What a batch's occluded patches are made of: baseline, image and masks."""
         baseline = self.run.baseline
         value, dims = self.analysis.occluded, self.analysis.dims[self.analysis.occluded]
         boxes = self.boxes(value)
@@ -457,7 +370,6 @@ class GroupRun:
             self.fill = self._cut(own, -1, dims, boxes, shape, shared=baseline.shape[0] == 1)
         self.original = self._cut(self.base.kept[value], value, dims, boxes, shape, shared=False)
         self.masks = list(self._masks())
-        return baseline
 
     def _masks(self) -> Iterator[tuple[int, Tensor]]:
         """For each dimension that a window does not cover all of in its patch: where it does."""
@@ -478,26 +390,24 @@ class GroupRun:
 
     def _occluded(self, batch: _Batch) -> Tensor:
         """The patches of the input: the baseline inside the window, the image around it."""
-        occluded = self.run.graph.size(self.analysis.occluded, 1)
-        if isinstance(self.baseline, Tensor):
+        baseline = self.run.baseline
+        if isinstance(baseline, Tensor):
             fill = self.fill(batch)
         else:
-            sizes = list(occluded)
+            sizes = list(self.run.graph.size(self.analysis.occluded, 1))
             for dim, box in zip(self.plan.axes, self.boxes(self.analysis.occluded), strict=True):
                 assert box is not None
                 sizes[dim + 1] = box.size
             like = self.base.kept[self.analysis.occluded]
             fill = torch.full(
-                (batch.rows, *sizes[1:]), self.baseline, dtype=like.dtype, device=like.device
+                (batch.rows, *sizes[1:]), baseline, dtype=like.dtype, device=like.device
             )
             fill = in_layout(fill, self.run.last)
         if not self.masks:
             return fill
         mask: Tensor | None = None
         for dim, table in self.masks:
-            shape = [1] * fill.dim()
-            shape[0], shape[dim] = batch.rows, table.shape[1]
-            part = batch.of(table).reshape(shape)
+            part = along(batch.of(table), dim, fill.dim())
             mask = part if mask is None else mask & part
         assert mask is not None
         return in_layout(torch.where(mask, fill, self.original(batch)), self.run.last)
@@ -542,6 +452,7 @@ class _Tail:
 
 
 def _frontier(plan: Plan) -> tuple[ValueId, ...]:
+    """The values that the tail reads from the batches."""
     graph = plan.analysis.graph
     nodes = graph.nodes[len(graph.nodes) - plan.tail :]
     made = {v for node in nodes for v in node.outputs}
@@ -550,10 +461,6 @@ def _frontier(plan: Plan) -> tuple[ValueId, ...]:
     read = dict.fromkeys(v for node in nodes for v in node.operands())
     kinds = plan.analysis.kinds
     return tuple(v for v in read if v not in made and kinds[v] is not Kind.CONSTANT)
-
-
-def _later(dims: Dims) -> Dims:
-    return tuple(None if d is None else d + 1 for d in dims)
 
 
 def _same(a: Boxes, b: Boxes) -> bool:

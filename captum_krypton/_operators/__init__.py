@@ -19,6 +19,7 @@ from ._rule import (
     Rule,
     Step,
     View,
+    along,
     batch_rows,
     whole_step,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "Rule",
     "Step",
     "View",
+    "along",
     "batch_rows",
     "rule_for",
     "whole_step",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +28,6 @@ _POINT = {
         "celu",
         "elu",
         "gelu",
-        "glu_jvp",
         "hardsigmoid",
         "hardswish",
         "hardtanh",
@@ -40,7 +38,6 @@ _POINT = {
         "_prelu_kernel",
         "relu",
         "relu6",
-        "rrelu",
         "selu",
         "silu",
         "softplus",
@@ -50,17 +47,11 @@ _POINT = {
         "clamp",
         "where",
         "masked_fill",
-        "to",
-        "contiguous",
-        "alias",
-        "detach",
-        "lift_fresh",
         "addcmul",
         "addcdiv",
         "lerp",
         "erf",
         "isnan",
-        "bernoulli_p",
     )
 }
 _IN_PLACE = {
@@ -142,7 +133,7 @@ def across_dims(node: Node, view: View) -> Rule | None:
     dims = acted_on(named, rank)
     if dims is None or 0 in dims or any(d in dims for d in view.dims[source]):
         return None
-    out_rank = len(view.graph.shapes[next(v for v in node.results)])
+    out_rank = len(view.graph.shapes[node.results[0]])
     if out_rank == rank:
         out = view.dims[source]
     elif out_rank == rank - len(dims):
@@ -155,6 +146,7 @@ def across_dims(node: Node, view: View) -> Rule | None:
 
 
 def acted_on(named: dict[str, Any], rank: int) -> set[int] | None:
+    """The dimensions that an operator's `dim` or `dims` names; None where it names none."""
     given = named.get("dim", named.get("dims"))
     if given is None:
         return None
@@ -206,10 +198,7 @@ def linear(node: Node, view: View) -> Rule | None:
     source = node.operands()[0]
     rank = len(view.graph.shapes[source])
     dims = view.dims.get(source)
-    others = node.operands()[1:]
-    if view.kinds[source] is not Kind.LOCAL or dims is None or rank - 1 in dims:
-        return None
-    if any(view.kinds[v] is not Kind.CONSTANT for v in others):
+    if not view.only_first_varies(node) or dims is None or rank - 1 in dims:
         return None
     return PatchRule(node, view, dims)
 
@@ -217,9 +206,7 @@ def linear(node: Node, view: View) -> Rule | None:
 def batch_norm(node: Node, view: View) -> Rule | None:
     """Batch norm with running statistics: a scale and a shift a channel."""
     source = node.operands()[0]
-    if view.kinds[source] is not Kind.LOCAL or 1 in view.dims[source]:
-        return None
-    if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
+    if not view.only_first_varies(node) or 1 in view.dims[source]:
         return None
     return PatchRule(node, view, view.dims[source])
 
@@ -230,11 +217,9 @@ def layer_norm(node: Node, view: View) -> Rule | None:
     rank = len(view.graph.shapes[source])
     normalised = len(node.bound()["normalized_shape"])
     dims = view.dims.get(source)
-    if view.kinds[source] is not Kind.LOCAL or dims is None:
+    if not view.only_first_varies(node) or dims is None or normalised >= rank:
         return None
-    if any(d is not None and d >= rank - normalised for d in dims) or normalised >= rank:
-        return None
-    if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
+    if any(d is not None and d >= rank - normalised for d in dims):
         return None
     return PatchRule(node, view, dims)
 
@@ -256,8 +241,7 @@ def concatenate(node: Node, view: View) -> Rule | None:
     if any(_constant(view, v) for v in sources):
         return None  # a constant has no row a window to join
     out = tuple(d + (stacked and d >= along) for d in own if d is not None)
-    rule = PatchRule(node, _with_dims(view, sources, own), out)
-    return rule
+    return PatchRule(node, _with_dims(view, sources, own), out)
 
 
 def _constant(view: View, value: ValueId) -> bool:
@@ -271,6 +255,3 @@ def _with_dims(view: View, values: list[ValueId], dims: Dims) -> View:
         if view.kinds[value] is not Kind.LOCAL:
             known[value] = dims
     return View(view.graph, view.kinds, known)
-
-
-RuleBuilder = Callable[[Node, View], Rule | None]

@@ -9,25 +9,7 @@ from .._regions import Box, Reach
 from ._pointwise import acted_on
 from ._rule import Group, Kind, Rule, Step, View, batch_rows
 
-__all__ = ["REDUCTIONS", "reduction"]
-
-REDUCTIONS = {
-    f"aten.{name}"
-    for name in (
-        "mean",
-        "sum",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "var",
-        "std",
-        "logsumexp",
-        "prod",
-        "linalg_vector_norm",
-        "norm",
-    )
-}
+__all__ = ["reduction"]
 
 
 class _ReductionRule(Rule):

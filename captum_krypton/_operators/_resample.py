@@ -20,7 +20,7 @@ from torch import Tensor
 from .._graph import Node, ValueId, resolve
 from .._regions import Box, Reach, index_map_reach, shift
 from ._pointwise import acted_on
-from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, batch_rows
+from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, along, batch_rows
 
 __all__ = ["constant_padding", "index_map", "interpolation", "shuffle", "transposed_convolution"]
 
@@ -113,9 +113,7 @@ def _probe(node: Node, view: View, volume: Tensor) -> Tensor:
 def index_map(node: Node, view: View) -> Rule | None:
     """Slices, flips, rolls, nearest upsampling, reflecting and replicating padding."""
     source, target = node.operands()[0], node.results[0]
-    if view.kinds[source] is not Kind.LOCAL or node.several:
-        return None
-    if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
+    if not view.only_first_varies(node) or node.several:
         return None
     if not batch_rows(view, source) or not batch_rows(view, target):
         return None
@@ -220,9 +218,7 @@ class _PaddingRule(Rule):
         def step(frame: Frame) -> Tensor:
             block = read(frame)
             for dim, table in outside:
-                shape = [1] * block.dim()
-                shape[0], shape[dim] = frame.rows, table.shape[1]
-                block = block.masked_fill(frame.of(table).reshape(shape), self.value)
+                block = block.masked_fill(along(frame.of(table), dim, block.dim()), self.value)
             return F.pad(block, rest, value=self.value) if any(rest) else block
 
         return step
@@ -335,9 +331,7 @@ def transposed_convolution(node: Node, view: View) -> Rule | None:
     """Transposed convolution of one to three dimensions with constant weights."""
     named = node.bound()
     source = named["input"].id
-    if not named["transposed"] or view.kinds[source] is not Kind.LOCAL:
-        return None
-    if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
+    if not named["transposed"] or not view.only_first_varies(node):
         return None
     rank = len(named["stride"])
     if len(view.graph.shapes[source]) != rank + 2:

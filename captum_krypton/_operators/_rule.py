@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from .._graph import BatchInt, Graph, Node, Value, ValueId, map_arguments, resolve
+from .._graph import BatchInt, Graph, Node, Value, ValueId, resolve
 from .._regions import Box, Reach, union
 
 __all__ = ["Boxes", "Dims", "Frame", "Group", "Kind", "PatchRule", "Rule", "Step", "View"]
@@ -51,10 +50,11 @@ class View:
         """The value's shape for a batch of one."""
         return self.graph.size(value, 1)
 
-    def sizes(self, value: ValueId) -> tuple[int | None, ...]:
-        """The value's size along every window axis that it has."""
-        shape = self.shape(value)
-        return tuple(None if d is None else shape[d] for d in self.dims[value])
+    def only_first_varies(self, node: Node) -> bool:
+        """Whether the first operand is local and the others, such as weights, are constants."""
+        first, *others = node.operands()
+        local = self.kinds[first] is Kind.LOCAL
+        return local and all(self.kinds[v] is Kind.CONSTANT for v in others)
 
     def locals(self, node: Node) -> list[ValueId]:
         """The operator's local operands, each once."""
@@ -102,7 +102,7 @@ class Group(Protocol):
         """A constant's tensor."""
 
     def sole(self, value: ValueId, boxes: Boxes) -> bool:
-        """Whether the block `boxes` of the value is this step's alone and may be overwritten."""
+        """Whether the block `boxes` of a local value is this step's alone to overwrite."""
 
 
 class Rule(ABC):
@@ -208,7 +208,11 @@ class PatchRule(Rule):
             call = self.rewrite(tuple(None if b is None else b.size for b in boxes))
         op: Callable[..., Any] = self.node.op
         first = call[0][0] if call[0] else None
-        if self.in_place is not None and isinstance(first, Value) and group.sole(first.id, boxes):
+        if (
+            self.in_place is not None
+            and isinstance(first, Value)
+            and self._may_overwrite(group, first.id, boxes)
+        ):
             op = self.in_place
         plain = [a.id if isinstance(a, Value) else None for a in call[0]]
         if not call[1] and len(plain) == 1 and plain[0] is not None:
@@ -225,13 +229,19 @@ class PatchRule(Rule):
         """The same as `step`: patches that are whole volumes are still patches."""
         return self.step(group)
 
+    def _of_axes(self, value: ValueId, boxes: Boxes) -> Boxes:
+        """`boxes` along the axes that a local operand has."""
+        own = self.view.dims[value]
+        return tuple(None if d is None else b for d, b in zip(own, boxes, strict=True))
+
+    def _may_overwrite(self, group: Group, value: ValueId, boxes: Boxes) -> bool:
+        local = self.view.kinds[value] is Kind.LOCAL
+        return local and group.sole(value, self._of_axes(value, boxes))
+
     def _reader(self, group: Group, value: ValueId, boxes: Boxes) -> Callable[[Frame], Tensor]:
         kind = self.view.kinds[value]
         if kind is Kind.LOCAL:
-            own = self.view.dims[value]
-            return group.read(
-                value, tuple(None if d is None else b for d, b in zip(own, boxes, strict=True))
-            )
+            return group.read(value, self._of_axes(value, boxes))
         shape = self.view.shape(value)
         rank = len(shape)
         if self.aligned:
@@ -252,20 +262,8 @@ def batch_rows(view: View, value: ValueId) -> bool:
     return first and not any(isinstance(s, BatchInt) for s in shape[1:])
 
 
-def replace_value(arguments: Any, value: ValueId, by: Any) -> Any:
-    """`arguments` with one value replaced."""
-    return map_arguments(arguments, lambda v: by if v.id == value else v)
-
-
-def divide_by_row(block: Tensor, divisor: Tensor, dims: list[int]) -> Tensor:
-    """`block` divided in place by a (rows, *sizes) table along `dims`."""
-    shape = [1] * block.dim()
-    shape[0] = block.shape[0]
-    for dim, size in zip(dims, divisor.shape[1:], strict=True):
-        shape[dim] = size
-    return block.div_(divisor.reshape(shape).to(block.dtype))
-
-
-def as_tensor(array: Any, like: Tensor) -> Tensor:
-    """A NumPy array as a tensor on `like`'s device."""
-    return torch.as_tensor(array, device=like.device)
+def along(table: Tensor, dim: int, rank: int) -> Tensor:
+    """A (rows, size) table shaped to broadcast over tensors of `rank` dimensions along `dim`."""
+    shape = [1] * rank
+    shape[0], shape[dim] = table.shape
+    return table.reshape(shape)

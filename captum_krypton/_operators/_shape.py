@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,10 +40,19 @@ def reshape(node: Node, view: View) -> Rule | None:
     if not batch_rows(view, source) or not batch_rows(view, target):
         return None
     before, after = view.shape(source), view.shape(target)
-    found = _matching(before, after, view.dims[source])
-    if found is None:
+    dims = _matching(before, after, view.dims[source])
+    if dims is None:
         return None
-    dims: Dims = found
+
+    rewrite = _for_patches(source, after, dims)
+    plain = Node(aten.reshape.default, (Value(source), []), {}, node.outputs)
+    return PatchRule(plain, view, dims, rewrite=rewrite, fresh=False)
+
+
+def _for_patches(
+    source: ValueId, after: tuple[int, ...], dims: Dims
+) -> Callable[[tuple[int | None, ...]], tuple[Any, dict[str, Any]]]:
+    """Arguments (input, shape) whose shape has patches' sizes along the window axes."""
 
     def rewrite(sizes: tuple[int | None, ...]) -> tuple[Any, dict[str, Any]]:
         shape: list[Any] = list(after)
@@ -51,8 +62,7 @@ def reshape(node: Node, view: View) -> Rule | None:
                 shape[dim] = size
         return (Value(source), shape), {}
 
-    plain = Node(aten.reshape.default, (Value(source), []), {}, node.outputs)
-    return PatchRule(plain, view, dims, rewrite=rewrite, fresh=False)
+    return rewrite
 
 
 def _matching(before: tuple[int, ...], after: tuple[int, ...], dims: Dims) -> Dims | None:
@@ -62,13 +72,13 @@ def _matching(before: tuple[int, ...], after: tuple[int, ...], dims: Dims) -> Di
         if dim is None:
             found.append(None)
             continue
-        lead, trail = _product(before[:dim]), _product(before[dim + 1 :])
+        lead, trail = math.prod(before[:dim]), math.prod(before[dim + 1 :])
         matches = [
             d
             for d in range(1, len(after))
             if after[d] == before[dim]
-            and _product(after[:d]) == lead
-            and _product(after[d + 1 :]) == trail
+            and math.prod(after[:d]) == lead
+            and math.prod(after[d + 1 :]) == trail
         ]
         if not matches:
             return None
@@ -78,13 +88,6 @@ def _matching(before: tuple[int, ...], after: tuple[int, ...], dims: Dims) -> Di
     if len(set(kept)) != len(kept) or ordered != sorted(kept):
         return None
     return tuple(found)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    out = 1
-    for size in sizes:
-        out *= size
-    return out
 
 
 def expand(node: Node, view: View) -> Rule | None:
@@ -99,14 +102,7 @@ def expand(node: Node, view: View) -> Rule | None:
     if any(d is not None and before[d] != after[d] for d in dims):
         return None
 
-    def rewrite(sizes: tuple[int | None, ...]) -> tuple[Any, dict[str, Any]]:
-        shape: list[Any] = list(after)
-        shape[0] = -1
-        for dim, size in zip(dims, sizes, strict=True):
-            if dim is not None:
-                shape[dim] = size
-        return (Value(source), shape), {}
-
+    rewrite = _for_patches(source, after, dims)
     return PatchRule(node, view, dims, rewrite=rewrite, fresh=False)
 
 
@@ -152,8 +148,3 @@ def regroup(node: Node, view: View) -> Rule | None:
     if 1 in view.dims[source]:
         return None
     return PatchRule(node, view, view.dims[source])
-
-
-def sources(node: Node) -> list[ValueId]:
-    """The operands, each once."""
-    return list(dict.fromkeys(node.operands()))

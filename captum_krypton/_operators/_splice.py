@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._graph import Node, ValueId
 from .._regions import Box, Reach, shift, union
-from ._rule import Boxes, Dims, Frame, Group, Kind, Rule, Step, View, batch_rows
+from ._rule import Boxes, Dims, Frame, Group, Kind, Rule, Step, View, along, batch_rows
 
 __all__ = ["concatenate_along", "scatter_along"]
 
@@ -68,9 +68,7 @@ class _SpliceRule(Rule):
                 if out is None or mask is None:
                     out = block
                     continue
-                shape = [1] * block.dim()
-                shape[0], shape[dim] = frame.rows, mask.shape[1]
-                out = torch.where(frame.of(mask).reshape(shape), block, out)
+                out = torch.where(along(frame.of(mask), dim, block.dim()), block, out)
             assert out is not None
             return out
 

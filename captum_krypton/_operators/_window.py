@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._graph import Node, ValueId
 from .._regions import Box, Reach, window_reach, window_read
-from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, divide_by_row
+from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, along
 
 __all__ = ["average_pooling", "convolution", "max_pooling", "unshuffle"]
 
@@ -112,9 +112,7 @@ def convolution(node: Node, view: View) -> Rule | None:
     """Convolution of one to three dimensions with constant weights."""
     named = node.bound()
     source = named["input"].id
-    if named["transposed"] or view.kinds[source] is not Kind.LOCAL:
-        return None
-    if any(view.kinds[v] is not Kind.CONSTANT for v in node.operands()[1:]):
+    if named["transposed"] or not view.only_first_varies(node):
         return None
     rank = len(named["stride"])
     if not _carries_axes(view, source, rank):
@@ -216,7 +214,7 @@ class _AveragePooling(WindowRule):
         def apply(block: Tensor, frame: Frame) -> Tensor:
             total = pool(block, self.kernel, self.stride, padding, divisor_override=rest)
             for dim, table in tables:
-                divide_by_row(total, frame.of(table), [dim])
+                total.div_(along(frame.of(table), dim, total.dim()).to(total.dtype))
             return total
 
         return apply
