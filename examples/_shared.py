@@ -78,13 +78,15 @@ def make_comparable(network: nn.Module, size: int) -> None:
 
     A fresh network often computes almost a constant: batch norms know nothing of the activations,
     and residual branches start at zero or nearly so. Occluding anything then changes nothing, and
-    two maps of nothing always agree. So branch scales are set to one, and batch norms take the
-    statistics of a training-mode pass over noise.
+    two maps of nothing always agree. So branch scales are set to one, heads of zeros are drawn, and
+    batch norms take the statistics of a training-mode pass over noise.
     """
     for name, parameter in network.named_parameters():
         is_scale = parameter.numel() == max(parameter.shape, default=1)
         if is_scale and not name.endswith("bias") and parameter.abs().max() < 1e-2:
             parameter.fill_(1.0)
+        elif parameter.dim() >= 2 and not parameter.any():
+            parameter.normal_(std=0.02)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

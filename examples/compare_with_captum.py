@@ -44,6 +44,16 @@ def best_batch(name: str, task: Task) -> int:
     return batch
 
 
+def captum_memory(task: Task, batch: int) -> float:
+    """Captum's peak memory in MiB, running the map's first windows `batch` at a time."""
+    process = Process("captum", task)
+    process.call("start_memory")
+    process.call("seconds_per_window", batch, 1)
+    peak: float = process.call("peak_memory")
+    process.close()
+    return peak
+
+
 def measure(
     task: Task, sample: int, rounds: int, names: Iterable[str], at_once: int | None
 ) -> dict[str, Any]:
@@ -87,6 +97,8 @@ def measure(
         if name != "krypton":
             side["windows_timed"] = min(batch[name] * batches[name], windows)
     sides["krypton"]["report"] = processes["krypton"].call("report")
+    at_our_batch = captum_memory(task, min(sides["krypton"]["report"]["batch_size"], windows))
+    sides["krypton"]["captum_memory_peak_mib"] = at_our_batch
     # After the peak is read: this makes a float64 copy of the network.
     equality = processes["krypton"].call("outcome_errors", 16)
     for process in processes.values():
@@ -138,7 +150,9 @@ def print_table(result: dict[str, Any]) -> None:
             print(f"{NAMES[name]:<38}{side['batch']:>6}{timed:>13}{side['seconds']:>10.2f}{tail}")
     print(
         "Where fewer windows were run than the map has, the map's time is scaled from them.\n"
-        "Peak is the memory of the side's process, rise the part above the loaded network."
+        "Peak is the memory of the side's process, rise the part above the loaded network.\n"
+        f"At captum-krypton's batch of {report['batch_size']}, Captum's peak is "
+        f"{sides['krypton']['captum_memory_peak_mib']:.0f} MiB."
     )
     ratio = result["speedup"]
     print(

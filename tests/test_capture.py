@@ -1,0 +1,187 @@
+"""Captured graphs against the functions that they were captured from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import networks
+from torch import Tensor, nn
+
+from captum_krypton._capture import NotCapturable, capture
+from captum_krypton._graph import BatchInt, Graph
+from captum_krypton._interpret import prepare_constants, run_graph
+from captum_krypton._simplify import simplified
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+
+def captured(forward: Callable[..., Tensor], *arguments: Tensor) -> Graph:
+    return capture(forward, arguments, (True,) * len(arguments)).graph
+
+
+def run(graph: Graph, *inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        output, _ = run_graph(graph, prepare_constants(graph, False), inputs, frozenset())
+    return output
+
+
+def names(graph: Graph) -> list[str]:
+    return [node.name.removeprefix("aten.") for node in graph.nodes]
+
+
+@pytest.mark.parametrize("simplify", [False, True], ids=["recorded", "simplified"])
+@given(data=st.data())
+def test_a_graph_is_the_network_for_every_batch_size(simplify: bool, data: st.DataObject) -> None:
+    rank, seed = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 99))
+    shape = (data.draw(st.integers(1, 3)), *[data.draw(st.integers(3, 9)) for _ in range(rank)])
+    network = data.draw(networks(shape)).double()
+    noise = torch.Generator().manual_seed(seed)
+    example = torch.randn(1, *shape, dtype=torch.float64, generator=noise)
+    graph = captured(network, example)
+    graph = simplified(graph) if simplify else graph
+    for rows in (1, 4):
+        x = torch.randn(rows, *shape, dtype=torch.float64, generator=noise)
+        with torch.no_grad():
+            expected = network(x.clone())
+        torch.testing.assert_close(run(graph, x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_sizes_that_grow_with_the_batch_are_named() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0] * 2, -1).exp().reshape(x.shape[0], -1)
+
+    graph = captured(forward, torch.rand(1, 4, 3))
+    first = graph.nodes[0].outputs[0]
+    assert graph.shapes[first] == (BatchInt(2, 0), 6)
+    assert graph.shapes[graph.output] == (BatchInt(1, 0), 12)
+
+
+def test_in_place_operators_become_new_values() -> None:
+    def forward(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, 0].mul_(3)
+        y[:, 1:].add_(y[:, :1]).relu_()
+        return y.flatten(1)
+
+    x = torch.randn(3, 4, 5)
+    before = x.clone()
+    graph = captured(forward, x)
+    assert torch.equal(x, before)
+    assert not any(node.op._schema.is_mutable for node in graph.nodes)  # type: ignore[attr-defined]
+    assert torch.equal(run(graph, x), forward(x))
+
+
+def test_what_the_input_does_not_change_is_computed_once() -> None:
+    weight = torch.rand(2, 3, 3, 3)
+
+    def forward(x: Tensor) -> Tensor:
+        normed = weight / weight.norm() + torch.arange(3.0)
+        return F.conv2d(x, normed).flatten(1)
+
+    x = torch.rand(2, 3, 6, 6)
+    graph = captured(forward, x)
+    assert names(graph)[0] == "convolution"
+    assert len(graph.constants) == 1
+    torch.testing.assert_close(run(graph, x), forward(x))
+
+
+def test_operators_that_nothing_reads_are_gone() -> None:
+    def forward(x: Tensor) -> Tensor:
+        x.cos().sin()
+        return x.exp()
+
+    assert names(captured(forward, torch.rand(2, 3))) == ["exp"]
+
+
+def conv_norm(kind: type[nn.Module], **arguments: bool) -> nn.Sequential:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, **arguments)
+    if norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    return nn.Sequential(kind(3, 4, 3), norm, nn.Flatten()).eval()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_batch_norms_are_folded(affine: bool, dtype: torch.dtype) -> None:
+    network = conv_norm(nn.Conv2d, affine=affine).to(dtype)
+    x = torch.rand(2, 3, 8, 8, dtype=dtype)
+    graph = simplified(captured(network, x))
+    assert names(graph) == ["convolution", "reshape"]
+    torch.testing.assert_close(run(graph, x), network(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(nn.Conv2d, torch.bfloat16), (nn.ConvTranspose2d, torch.float32)],
+    ids=["rounds twice", "transposed"],
+)
+def test_batch_norms_that_stay(kind: type[nn.Module], dtype: torch.dtype) -> None:
+    network = conv_norm(kind).to(dtype)
+    graph = simplified(captured(network, torch.rand(2, 3, 8, 8, dtype=dtype)))
+    assert len(names(graph)) == 3
+
+
+def test_a_convolution_that_others_read_keeps_its_norm() -> None:
+    network = conv_norm(nn.Conv2d)
+
+    def forward(x: Tensor) -> Tensor:
+        y = network[0](x)
+        return (network[1](y) + y).flatten(1)
+
+    x = torch.rand(2, 3, 8, 8)
+    graph = simplified(captured(forward, x))
+    assert len(names(graph)) == 4
+    torch.testing.assert_close(run(graph, x), forward(x).detach())
+
+
+def test_linear_layers_come_back() -> None:
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3, bias=False))
+    x = torch.rand(2, 6, 5)
+    graph = simplified(captured(lambda x: network(x).mean(1), x))
+    assert names(graph)[:3] == ["linear", "relu", "linear"]
+    torch.testing.assert_close(run(graph, x), network(x).mean(1).detach())
+
+
+def test_graphs_of_one_function_agree() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    network = conv_norm(nn.Conv2d)
+    first, second = (capture(network, (x,), (True,)) for _ in range(2))
+    assert first.says_the_same_as(second)
+    wider = capture(lambda x: network(F.pad(x, (1, 1))), (x,), (True,))
+    assert not first.says_the_same_as(wider)
+
+
+def test_a_change_of_a_weight_is_seen_whatever_it_goes_through() -> None:
+    network = conv_norm(nn.Conv2d)
+    made = capture(network, (torch.rand(1, 3, 8, 8),), (True,))
+    assert made.is_current(network)
+    weight = network[0].weight.data
+    weight.numpy()[0, 0, 0, 0] += 1e-3  # past autograd's version counter
+    assert not made.is_current(network)
+
+
+REFUSED = {
+    "a branch on the data": lambda x: x.exp() if x.sum() > 0 else x.sin(),
+    "a number made of data": lambda x: x * x.max().item(),
+    "a shape that depends on the data": lambda x: x[x > 0].sum().expand(x.shape[0]),
+    "rows that see each other": lambda x: x - x.mean(0, keepdim=True),
+    "a softmax over the batch": lambda x: x.softmax(0),
+    "a loop over the batch": lambda x: torch.stack([row.exp() for row in x]),
+    "an outcome of another length": lambda x: x[:1].exp(),
+    "random numbers": lambda x: x + torch.rand_like(x),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(what: str) -> None:
+    """Nothing is captured that would be true for these rows alone."""
+    forward = REFUSED[what]
+    with pytest.raises(NotCapturable):
+        captured(forward, torch.rand(3, 4) + 0.1)

@@ -1,0 +1,221 @@
+"""Runs of plans: batches, memory, order and progress, against one forward pass a window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion, _execute
+from captum_krypton._arguments import Call, make_call
+from captum_krypton._compile import Compiled
+from captum_krypton._execute import Execution
+from captum_krypton._naive import naive_scores
+
+WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    ).double()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 25, 19, generator=torch.Generator().manual_seed(1)).double()
+
+
+def question(images: Tensor, **changes: Any) -> Call:
+    arguments = {**WINDOWS, "baselines": 0, "target": None, **changes}
+    return make_call(
+        images,
+        arguments["sliding_window_shapes"],
+        arguments["strides"],
+        arguments["baselines"],
+        arguments["target"],
+        None,
+        None,
+    )
+
+
+def execution(
+    network: nn.Module, call: Call, *, most: int = 64, budget: int = 1 << 30, baseline: Any = 0.0
+) -> Execution:
+    compiled = Compiled(network, call)
+    plan = compiled.plan(call, 0, memory_budget=budget, most_rows=most)
+    assert plan.incremental
+    return Execution(
+        plan,
+        compiled.constants,
+        call.inputs,
+        baseline,
+        lambda rows, image: rows,
+        last=compiled.last,
+    )
+
+
+def expected(network: nn.Module, call: Call) -> Tensor:
+    """(N, windows, outputs), one forward pass a window."""
+    with torch.no_grad():
+        scores = naive_scores(
+            network,
+            call,
+            0,
+            None,
+            list(range(call.grids[0].total)),
+            lambda rows: None,
+            captum=False,
+        )
+    return scores.movedim(0, 1)
+
+
+def ignore(rows: int) -> None:
+    """A progress bar that nobody looks at."""
+
+
+@pytest.mark.parametrize("most", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("baseline", [0.0, -1.5, "each"])
+def test_scores_whatever_the_batch(
+    network: nn.Module, images: Tensor, most: int, baseline: float | str
+) -> None:
+    fill = torch.rand_like(images) if baseline == "each" else baseline
+    call = question(images, baselines=fill)
+    run = execution(network, call, most=most, baseline=fill)
+    with torch.no_grad():
+        scores = run.run(ignore)
+    torch.testing.assert_close(scores, expected(network, call))
+    assert run.statistics.batch_size <= most
+
+
+def test_progress_counts_every_row_once(network: nn.Module, images: Tensor) -> None:
+    call = question(images)
+    rows: list[int] = []
+    run = execution(network, call, most=10)
+    with torch.no_grad():
+        run.run(rows.append)
+    assert sum(rows) == call.grids[0].total * len(images)
+    assert len(rows) == run.statistics.batches
+    assert max(rows) <= 10
+
+
+def test_images_that_do_not_fit_side_by_side(network: nn.Module, images: Tensor) -> None:
+    call = question(images)
+    run = execution(network, call, budget=40_000)
+    assert run.plan.images < len(images)
+    with torch.no_grad():
+        torch.testing.assert_close(run.run(ignore), expected(network, call))
+
+
+class Memory:
+    """Makes gathers of more rows than fit fail as an allocator does."""
+
+    def __init__(self, rows: int, error: Callable[[], RuntimeError]) -> None:
+        self.rows, self.error, self.failures = rows, error, 0
+        self.gather = _execute.gather_patches
+
+    def __call__(self, base: Tensor, patch: Tensor, *rest: Any) -> Tensor:
+        if len(patch) > self.rows:
+            self.failures += 1
+            raise self.error()
+        return self.gather(base, patch, *rest)
+
+
+ERRORS: dict[str, Callable[[], RuntimeError]] = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory"),
+    "cpu": lambda: RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 1 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+}
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Memory]]:
+    def limit(rows: int, error: str) -> Memory:
+        memory = Memory(rows, ERRORS[error])
+        monkeypatch.setattr(_execute, "gather_patches", memory)
+        return memory
+
+    yield limit
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    network: nn.Module, images: Tensor, limited: Callable[..., Memory], error: str
+) -> None:
+    call = question(images)
+    memory = limited(9, error)
+    rows: list[int] = []
+    run = execution(network, call, most=64)
+    with torch.no_grad():
+        scores = run.run(rows.append)
+    assert memory.failures > 0
+    assert run.statistics.batch_size <= 9
+    assert sum(rows) == call.grids[0].total * len(images)
+    torch.testing.assert_close(scores, expected(network, call))
+
+
+def test_out_of_memory_with_one_row_reaches_the_user(
+    network: nn.Module, images: Tensor, limited: Callable[..., Memory]
+) -> None:
+    limited(0, "cuda")
+    with torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
+        execution(network, question(images)).run(ignore)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def fail(*arguments: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(_execute, "gather_patches", fail)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="a bug"):
+        execution(network, question(images)).run(ignore)
+    assert calls == 1
+
+
+def test_a_batch_holds_only_what_is_still_read(
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations go as soon as their last reader has run."""
+    most = 0
+    store = _execute.store
+
+    def watched(values: dict[int, Tensor], node: Any, result: Any) -> None:
+        nonlocal most
+        store(values, node, result)
+        most = max(most, len(values))
+
+    run = execution(network, question(images))
+    monkeypatch.setattr(_execute, "store", watched)
+    with torch.no_grad():
+        run.run(ignore)
+    assert 0 < most <= 3  # an operator's operand and its result, and one that goes next
+
+
+def test_the_user_sees_a_halved_batch(
+    network: nn.Module, images: Tensor, limited: Callable[..., Memory]
+) -> None:
+    limited(4, "cpu")
+    heat = KryptonOcclusion(network, self_check=False).heatmap(images, **WINDOWS, target=1)
+    assert heat.report.path == "incremental"
+    assert heat.report.batch_size <= 4
+    assert heat.report.batches >= heat.report.windows * len(images) / 4
