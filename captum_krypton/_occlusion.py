@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from captum.attr import Occlusion
@@ -18,6 +18,9 @@ from ._explain import Explanation, explain
 from ._heatmap import OcclusionMap
 
 __all__ = ["KryptonFallbackWarning", "KryptonOcclusion"]
+
+_Windows = tuple[int, ...] | tuple[tuple[int, ...], ...] | None
+_Strides = int | tuple[int, ...] | tuple[int | tuple[int, ...], ...] | None
 
 
 class KryptonFallbackWarning(UserWarning):
@@ -60,6 +63,32 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         self.self_check = self_check
         self._engine = Engine(forward_func, memory_budget, self_check)
         self._warned: set[str] = set()
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor,
+        sliding_window_shapes: _Windows = ...,
+        strides: _Strides = ...,
+        baselines: Any = ...,
+        target: Any = ...,
+        additional_forward_args: Any = ...,
+        perturbations_per_eval: int | None = ...,
+        show_progress: bool = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: tuple[Tensor, ...],
+        sliding_window_shapes: _Windows = ...,
+        strides: _Strides = ...,
+        baselines: Any = ...,
+        target: Any = ...,
+        additional_forward_args: Any = ...,
+        perturbations_per_eval: int | None = ...,
+        show_progress: bool = ...,
+    ) -> tuple[Tensor, ...]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -120,6 +149,32 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             return made
         attributions = tuple(m.attribution() for m in maps)
         return attributions if call.is_tuple else attributions[0]
+
+    @overload
+    def heatmap(
+        self,
+        inputs: Tensor,
+        sliding_window_shapes: _Windows = ...,
+        strides: _Strides = ...,
+        baselines: Any = ...,
+        target: Any = ...,
+        additional_forward_args: Any = ...,
+        perturbations_per_eval: int | None = ...,
+        show_progress: bool = ...,
+    ) -> OcclusionMap: ...
+
+    @overload
+    def heatmap(
+        self,
+        inputs: tuple[Tensor, ...],
+        sliding_window_shapes: _Windows = ...,
+        strides: _Strides = ...,
+        baselines: Any = ...,
+        target: Any = ...,
+        additional_forward_args: Any = ...,
+        perturbations_per_eval: int | None = ...,
+        show_progress: bool = ...,
+    ) -> tuple[OcclusionMap, ...]: ...
 
     @torch.no_grad()
     def heatmap(

@@ -35,6 +35,13 @@ def verdict(row: dict[str, Any]) -> str:
     return "equal" if equal else "differs"
 
 
+def over_captum(row: dict[str, Any]) -> float:
+    """A network's speed-up over Captum, later maps."""
+    timed = row["timed"]
+    ratio: float = timed["captum_seconds"] / timed["seconds"]
+    return ratio
+
+
 def machine_line(result: dict[str, Any]) -> str:
     """The machine of a measurement, in words."""
     where = result["machine"]
@@ -50,32 +57,38 @@ def network_table(result: dict[str, Any]) -> str:
     """The table that `network_table.py` measured."""
     titles = {
         "network": "---",
-        "side": "--:",
-        "windows": "--:",
         "operators (global)": "--:",
+        "side": "--:",
         "relative difference": "--:",
         "verdict": "---",
-        "by operations": "--:",
+        "timed side": "--:",
+        "windows": "--:",
         "Captum, s": "--:",
         "first map, s": "--:",
         "later maps, s": "--:",
+        "speed-up": "--:",
+        "by operations": "--:",
     }
 
     def cells(row: dict[str, Any]) -> list[str]:
+        side = str(row["size"])
         if "error" in row:
             error = row["error"].strip().splitlines()[-1].replace("|", "\\|")
-            return [row["name"], str(row["size"]), *[""] * 3, f"failed: {error}", *[""] * 4]
+            return [row["name"], "", side, "", f"failed: {error}", *[""] * 7]
+        timed = row["timed"]
         return [
             row["name"],
-            str(row["size"]),
-            str(row["windows"]),
             f"{row['operators']} ({row['global_operators']})",
+            side,
             f"{row['difference'] / (row['largest_attribution'] or 1):.1e}",
             verdict(row),
-            f"{row['theoretical_speedup']:.2f}",
-            f"{row['captum_seconds']:.2f}",
-            f"{row['first_seconds']:.2f}",
-            f"{row['seconds']:.2f}",
+            str(timed["size"]),
+            str(timed["windows"]),
+            f"{timed['captum_seconds']:.1f}",
+            f"{timed['first_seconds']:.1f}",
+            f"{timed['seconds']:.1f}",
+            f"{over_captum(row):.2f}",
+            f"{timed['theoretical_speedup']:.2f}",
         ]
 
     return _table(titles, [cells(row) for row in result["networks"]])
@@ -140,11 +153,15 @@ def networks_page() -> str:
     if not file.exists():
         return "*No measurement is committed yet.*"
     result = json.loads(file.read_text())
-    equal = sum(verdict(row) == "equal" for row in result["networks"])
+    rows = result["networks"]
+    equal = sum(verdict(row) == "equal" for row in rows)
+    slower = [row["name"] for row in rows if "timed" in row and over_captum(row) < 1]
     return (
-        f"{equal} of {len(result['networks'])} networks return Captum's map incrementally.\n\n"
+        f"{equal} of {len(rows)} networks return Captum's map incrementally. "
+        f"Slower than Captum: {', '.join(slower) or 'none'}.\n\n"
         f"{network_table(result)}\n\n"
-        f"Windows of {result['window']} pixels, stride {result['stride']}, "
+        f"Windows of {result['window']} pixels, stride {result['stride']} where maps are compared "
+        f"and {result['timed_stride']} where they are timed, "
         f"{result['weights']} weights. Measured on: {machine_line(result)}."
     )
 

@@ -1,10 +1,11 @@
 """Many networks: does captum-krypton return what Captum returns, and how long does each take?
 
     python examples/network_table.py --only resnet18 swin_t
-    python examples/network_table.py --size 224 --json docs/data/networks.json --markdown
+    python examples/network_table.py --json docs/data/networks.json --markdown
 
-Random weights, so nothing is downloaded. Exit status 1 if a network differs from Captum, fails, or
-does not run incrementally.
+Whole maps of a small image are compared, then maps of a large one are timed, Captum's on a sample
+of its windows. Random weights, so nothing is downloaded. Exit status 1 if a network differs from
+Captum, fails, or does not run incrementally.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
+import statistics
 import sys
 import time
 import traceback
@@ -31,13 +34,14 @@ from _shared import (
     to_input,
     window_corners,
 )
-from _tables import network_table, verdict
+from _tables import network_table, over_captum, verdict
 from captum.attr import Occlusion
-from torch import Tensor
+from torch import nn
 
 from captum_krypton import KryptonOcclusion
 
-# Each with the smallest side that leaves its deepest layers something to look at.
+# Each with the smallest side that leaves its deepest layers something to look at. That side is also
+# the least that is timed.
 NETWORKS = {
     "vgg16": 96,
     "resnet18": 96,
@@ -85,6 +89,7 @@ NETWORKS = {
     "mobilevit_xxs": 128,
 }
 BATCHES = (1, 4, 16)
+SIDE, SAMPLE = 224, 64  # timed: the image's side, and how many windows Captum runs of its map
 
 
 def seconds_of(work: Any) -> tuple[float, Any]:
@@ -94,61 +99,78 @@ def seconds_of(work: Any) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def compare(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
-    """Captum and captum-krypton on one network."""
+def question(name: str, size: int, window: int, stride: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A network, and the arguments of `attribute` for the photograph."""
     network = build_network(name, size)
     x = to_input(load_image(None, size), network)
     with torch.no_grad():
         target = int(network(x).argmax())
-    windows: dict[str, Any] = {
+    return network, {
+        "inputs": x,
+        "target": target,
         "sliding_window_shapes": (3, window, window),
         "strides": (3, stride, stride),
     }
-    corners = window_corners(x, window, stride)
-    batch = fastest_batch(
-        lambda b, batches: captum_seconds_per_window(network, x, target, b, batches, **windows),
-        BATCHES,
-        len(corners),
-    )
-    captum_seconds, theirs = seconds_of(
-        lambda: Occlusion(network).attribute(
-            x, target=target, perturbations_per_eval=batch, **windows
-        )
-    )
+
+
+def compare(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
+    """Captum's map and captum-krypton's, of one network."""
+    network, asked = question(name, size, window, stride)
+    corners = window_corners(asked["inputs"], window, stride)
+    theirs = Occlusion(network).attribute(perturbations_per_eval=8, **asked)
     occlusion = KryptonOcclusion(network)
-    first_seconds, _ = seconds_of(lambda: occlusion.heatmap(x, target=target, **windows))
-    seconds, heat = seconds_of(lambda: occlusion.heatmap(x, target=target, **windows))
-    report = heat.report
+    heat = occlusion.heatmap(**asked)
     sampled = sampled_windows(len(corners), 6)
     return {
-        "windows": report.windows,
-        "path": report.path,
-        "reasons": list(report.reasons),
-        "theoretical_speedup": report.theoretical_speedup,
-        "setup_seconds": report.setup_seconds,
-        "captum_batch": batch,
-        "captum_seconds": captum_seconds,
-        "first_seconds": first_seconds,
-        "seconds": seconds,
+        "windows": heat.report.windows,
+        "path": heat.report.path,
+        "reasons": list(heat.report.reasons),
         "largest_attribution": theirs.abs().max().item(),
         "difference": (heat.attribution() - theirs).abs().max().item(),
         "outcomes": outcome_errors(
             network,
-            x,
-            target,
+            asked["inputs"],
+            asked["target"],
             [corners[index] for index in sampled],
             window,
             heat.scores.flatten()[sampled],
         ),
-        **operators(occlusion, x, target, windows),
+        **operators(occlusion, asked),
     }
 
 
-def operators(
-    occlusion: KryptonOcclusion, x: Tensor, target: int, windows: dict[str, Any]
-) -> dict[str, int]:
+def timed(name: str, size: int, window: int, stride: int, sample: int) -> dict[str, Any]:
+    """How long Captum and captum-krypton take for one map of a network."""
+    network, asked = question(name, size, window, stride)
+    windows = len(window_corners(asked["inputs"], window, stride))
+    x, rest = asked["inputs"], {key: asked[key] for key in asked if key != "inputs"}
+
+    def captum(batch: int, batches: int) -> float:
+        return captum_seconds_per_window(network, x, batch=batch, batches=batches, **rest)
+
+    batch = fastest_batch(captum, BATCHES, windows)
+    batches = max(1, min(math.ceil(sample / batch), windows // batch - 2))
+    occlusion = KryptonOcclusion(network)
+    times = [captum(batch, batches)]
+    first_seconds, _ = seconds_of(lambda: occlusion.heatmap(**asked))
+    seconds, heat = seconds_of(lambda: occlusion.heatmap(**asked))
+    times.append(captum(batch, batches))  # once before and once after: the machine may change
+    return {
+        "size": size,
+        "windows": windows,
+        "theoretical_speedup": heat.report.theoretical_speedup,
+        "setup_seconds": heat.report.setup_seconds,
+        "captum_batch": batch,
+        "captum_windows": batch * batches,
+        "captum_seconds": statistics.mean(times) * windows,
+        "first_seconds": first_seconds,
+        "seconds": seconds,
+    }
+
+
+def operators(occlusion: KryptonOcclusion, asked: dict[str, Any]) -> dict[str, int]:
     """How many operators run, and how many of them on full volumes."""
-    plans = occlusion.explain(x, target=target, **windows).plans
+    plans = occlusion.explain(**asked).plans
     kinds = [row.kind for rows, _ in plans for row in rows]
     return {"operators": len(kinds), "global_operators": kinds.count("global")}
 
@@ -157,9 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the networks; 0 if every one is equal and incremental."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these networks, and no others")
-    parser.add_argument("--size", type=int, help="side of the input (default: small, by network)")
+    parser.add_argument("--size", type=int, help="side compared (default: small, by network)")
     parser.add_argument("--window", type=int, default=16, help="side of a window in pixels")
-    parser.add_argument("--stride", type=int, default=16, help="pixels between windows")
+    parser.add_argument("--stride", type=int, default=16, help="pixels between windows compared")
+    parser.add_argument("--timed-size", type=int, default=SIDE, help="side of the image timed")
+    parser.add_argument("--timed-stride", type=int, default=8, help="pixels between windows timed")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help="windows timed for Captum")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--json", help="write the results to this file")
     parser.add_argument("--markdown", action="store_true", help="print the documentation's table")
@@ -171,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = {
         "window": options.window,
         "stride": options.stride,
+        "timed_stride": options.timed_stride,
         "weights": "random",
         "machine": machine(),
         "networks": rows,
@@ -180,11 +206,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row: dict[str, Any] = {"name": name, "size": size}
         try:
             row |= compare(name, size, options.window, options.stride)
+            side = max(size, options.timed_size)
+            row["timed"] = timed(name, side, options.window, options.timed_stride, options.sample)
         except Exception:
             row["error"] = traceback.format_exc()
             print(row["error"], file=sys.stderr)
         rows.append(row)
-        print(f"{name:<32}{verdict(row)}", file=sys.stderr, flush=True)
+        ratio = f"{over_captum(row):8.2f} x Captum" if "timed" in row else ""
+        print(f"{name:<32}{verdict(row):<10}{ratio}", file=sys.stderr, flush=True)
         gc.collect()
         if options.json:  # after each one: a long run that is stopped keeps what it has
             Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
@@ -192,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(network_table(result))
     wrong = [row["name"] for row in rows if verdict(row) != "equal"]
     print(f"{len(rows) - len(wrong)} of {len(rows)} networks equal Captum incrementally")
+    slower = [row["name"] for row in rows if "timed" in row and over_captum(row) < 1]
+    print("slower than Captum:", ", ".join(slower) or "none")
     if wrong:
         print("not so:", ", ".join(wrong))
     return 1 if wrong else 0

@@ -96,11 +96,13 @@ def test_network_table(tmp_path: Path) -> None:
     done = run_example(
         "network_table.py",
         *("--only", "squeezenet1_1", "no_such_network"),
-        *("--size=64", "--threads=1", "--markdown", f"--json={file}"),
+        *("--size=64", "--timed-size=64", "--sample=8", "--threads=1", "--markdown"),
+        f"--json={file}",
     )
     assert done.returncode == 1
     good, bad = json.loads(file.read_text())["networks"]
     assert good["path"] == "incremental"
+    assert good["timed"]["captum_seconds"] > 0 < good["timed"]["seconds"]
     assert "no_such_network" in bad["error"]
     assert "1 of 2 networks" in done.stdout
     assert re.search(r"\| squeezenet1_1 .* equal ", done.stdout)
