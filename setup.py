@@ -6,6 +6,7 @@ An isolated build cannot, and makes a pure Python package whose kernels compile 
 
 import os
 import sysconfig
+from glob import glob
 from typing import Any
 
 from setuptools import setup
@@ -41,8 +42,8 @@ def extension() -> dict[str, Any]:
 
     binary = CppExtension(
         "captum_krypton._C",
-        ["csrc/module.cpp", "csrc/cpu/gather_patches.cpp"],
-        depends=["csrc/patch_index.h"],
+        ["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+        depends=sorted(glob("csrc/*.h")),
         py_limited_api=LIMITED,
         extra_compile_args=[
             "/O2" if os.name == "nt" else "-O3",

@@ -13,9 +13,11 @@ from torch import Tensor
 from ._analyse import analyse
 from ._arguments import Call
 from ._capture import Capture, capture, current_state
-from ._graph import BatchInt
+from ._fuse import fused
+from ._graph import BatchInt, ValueId
 from ._interpret import prepare_constants
 from ._layout import channels_last
+from ._ops import PackedWeight
 from ._plan import Plan, make_plan
 from ._recorder import NotCapturable
 from ._simplify import simplified
@@ -37,6 +39,7 @@ class Compiled:
         first = call.inputs[0]
         self.last = channels_last(first)
         self.constants = prepare_constants(self.graph, self.last)
+        self.packs: dict[tuple[ValueId, int], PackedWeight] = {}
         self.checked: set[tuple[Any, ...]] = set()
         self.notes: dict[tuple[Any, ...], list[Any]] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
@@ -50,12 +53,11 @@ class Compiled:
             axes = window_axes(grid)
             plans = []
             for incremental in (True, False):
-                analysis = analyse(
-                    self.graph,
-                    self.graph.inputs[position],
-                    tuple(axis + 1 for axis in axes),
-                    incremental=incremental,
-                )
+                occluded = self.graph.inputs[position]
+                dims = tuple(axis + 1 for axis in axes)
+                analysis = analyse(self.graph, occluded, dims, incremental=incremental)
+                if incremental:
+                    analysis = analyse(fused(analysis), occluded, dims)
                 plans.append(
                     make_plan(
                         analysis,

@@ -196,6 +196,7 @@ class Engine:
                     _baseline(call, position),
                     lambda rows, image: _select_targets(rows, _row_target(target, image)),
                     last=compiled.last,
+                    packs=compiled.packs,
                     on_base=noise.see,
                 )
                 scores = execution.run(advance)

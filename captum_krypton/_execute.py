@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ._graph import Node, ValueId, resolve
 from ._interpret import run_graph, store
 from ._layout import from_block, in_layout, to_block
 from ._operators import Boxes, Dims, Frame, Kind, Step, along, whole_step
-from ._ops import gather_patches
+from ._ops import PackedWeight, Patches, gather_patches, pack_weight, panel_size
 from ._plan import GroupPlan, Plan
 from ._regions import Box
 
@@ -55,6 +56,7 @@ class Execution:
             (N, ...) that has the occluded input's shape otherwise.
         outcome: from output rows and their image numbers to the outcome rows that are kept.
         last: whether activations are kept with channels last.
+        packs: weights in the kernels' order, by value and tile; missing ones are put there.
         on_base: told the graph's output for the untouched images, before any window is run.
     """
 
@@ -67,10 +69,12 @@ class Execution:
         outcome: Outcome,
         *,
         last: bool,
+        packs: dict[tuple[ValueId, int], PackedWeight] | None = None,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
     ) -> None:
         self.plan, self.constants, self.inputs = plan, constants, inputs
         self.baseline, self.outcome, self.last = baseline, outcome, last
+        self.packs = {} if packs is None else packs
         self.on_base = on_base
         self.graph = plan.analysis.graph
         self.statistics = RunStatistics(batch_size=plan.batch_size)
@@ -173,6 +177,11 @@ class GroupRun:
     def _to_device(self, array: Any) -> Tensor:
         return torch.as_tensor(array).to(self.device)
 
+    @cached_property
+    def compiled(self) -> bool:
+        """See `Group.compiled`."""
+        return self.run.last and self.device.type == "cpu" and panel_size() > 0
+
     def _index(self, images: int) -> None:
         """For every row: its image, its position along each axis, and its place in the result."""
         plan = self.plan
@@ -212,12 +221,30 @@ class GroupRun:
         gathered = not _same(self.boxes(value), boxes)
         return gathered or value in self.run.owned
 
+    def patches(self, value: ValueId) -> Callable[[Frame], Patches]:
+        dims = self.analysis.dims[value]
+        base = self.base.block(value, dims, self.base.kept[value])
+        image, offset = self.image_rows, self.offsets(self.boxes(value))
+
+        def patches(frame: Frame) -> Patches:
+            patch = to_block(frame.values[value], dims)
+            return Patches(base, patch, frame.of(image), frame.of(offset))
+
+        return patches
+
+    def packed(self, value: ValueId, tile: int, *, depthwise: bool) -> PackedWeight:
+        key = (value, tile)
+        if key not in self.run.packs:
+            weight = self.run.constants[value].contiguous()
+            self.run.packs[key] = pack_weight(weight, tile, depthwise=depthwise)
+        return self.run.packs[key]
+
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
         own, dims = self.boxes(value), self.analysis.dims[value]
         if _same(own, boxes):
             return lambda frame: frame.values[value]
         base = self.base.block(value, dims, self.base.kept[value])
-        patch_offset, read_offset = self._offsets(own), self._offsets(boxes)
+        patch_offset, read_offset = self.offsets(own), self.offsets(boxes)
         size = [box.size for box in boxes if box is not None]
         shape = self.run.graph.size(value, 1)
         image = self.image_rows
@@ -257,7 +284,7 @@ class GroupRun:
     ) -> Callable[[Frame], Tensor]:
         base = self.base.block(value, dims, tensor)
         wanted = tuple(None if d is None else b for d, b in zip(dims, boxes, strict=True))
-        read_offset = self._offsets(wanted)
+        read_offset = self.offsets(wanted)
         size = [box.size for box in wanted if box is not None]
         image = torch.zeros_like(self.image_rows) if shared else self.image_rows
         none = base.new_empty((self.plan.batch_size, base.shape[1], *([0] * len(size))))
@@ -293,7 +320,7 @@ class GroupRun:
 
     # --- steps
 
-    def _offsets(self, boxes: Boxes) -> Tensor:
+    def offsets(self, boxes: Boxes) -> Tensor:
         present = [(axis, box) for axis, box in enumerate(boxes) if box is not None]
         key = b"|".join(bytes([axis]) + box.offset.tobytes() for axis, box in present)
         if key not in self._tables:

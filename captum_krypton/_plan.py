@@ -151,7 +151,7 @@ def node_costs(analysis: Analysis) -> tuple[NodeCost, ...]:
         elements = sum(math.prod(graph.size(v, 1)) for v in node.outputs if v >= 0)
         macs = 0 if _is_shared(analysis, node) else multiply_accumulates(graph, node)
         weight = 1.0
-        if node.name == "aten.convolution":
+        if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
             inner = graph.size(node.operands()[1], 1)[1]
             weight = _GROUPED if inner < 8 and node.bound()["groups"] > 1 else 1.0
         costs.append(NodeCost(macs, elements, weight))

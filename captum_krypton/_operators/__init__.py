@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._graph import Node
-from . import _pointwise, _reduce, _resample, _shape, _splice, _window
+from . import _convolution, _pointwise, _reduce, _resample, _shape, _splice, _window
 from ._rule import (
     Boxes,
     Dims,
@@ -43,7 +43,8 @@ __all__ = [
 Builder = Callable[[Node, View], Rule | None]
 
 _BUILDERS: dict[str, tuple[Builder, ...]] = {
-    "aten.convolution": (_window.convolution, _resample.transposed_convolution),
+    "aten.convolution": (_convolution.convolution, _resample.transposed_convolution),
+    "captum_krypton.convolution_block": (_convolution.convolution,),
     "aten.max_pool2d_with_indices": (_window.max_pooling,),
     "aten.max_pool3d_with_indices": (_window.max_pooling,),
     "aten.max_pool2d": (_window.max_pooling,),

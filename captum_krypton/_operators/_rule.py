@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .._graph import BatchInt, Graph, Node, Value, ValueId, resolve
+from .._ops import PackedWeight, Patches
 from .._regions import Box, Reach, union
 
 __all__ = ["Boxes", "Dims", "Frame", "Group", "Kind", "PatchRule", "Rule", "Step", "View"]
@@ -77,8 +78,21 @@ Step = Callable[[Frame], Any]
 class Group(Protocol):
     """Windows of equal geometry, while their steps are prepared."""
 
+    @property
+    def compiled(self) -> bool:
+        """Whether float32 patches have the layout and the device of the compiled kernels."""
+
     def boxes(self, value: ValueId) -> Boxes:
         """Where the value's patches lie."""
+
+    def patches(self, value: ValueId) -> Callable[[Frame], Patches]:
+        """A function that gives a local value's base and patches."""
+
+    def offsets(self, boxes: Boxes) -> Tensor:
+        """The first cell of every window's box, (windows, axes)."""
+
+    def packed(self, value: ValueId, tile: int, *, depthwise: bool) -> PackedWeight:
+        """A constant weight in the order of the kernels."""
 
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
         """A function that gives the block `boxes` of a local value, outside filled."""

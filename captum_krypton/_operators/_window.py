@@ -1,9 +1,9 @@
-"""Rules for operators with a sliding window: convolution and pooling (Section 4.1)."""
+"""What operators with a sliding window share, and the rules for pooling (Section 4.1)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._graph import Node, ValueId
+from .._ops import pool_patches
 from .._regions import Box, Reach, window_reach, window_read
 from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, along
 
-__all__ = ["average_pooling", "convolution", "max_pooling", "unshuffle"]
-
-aten = torch.ops.aten
+__all__ = ["WindowRule", "average_pooling", "carries_axes", "max_pooling", "unshuffle"]
 
 
 class WindowRule(Rule):
@@ -60,7 +59,7 @@ class WindowRule(Rule):
         """Eq. 18-21, exact at the borders."""
         return window_reach(operands[self.source], size=self.size(axis), **self._geometry(axis))
 
-    def _reads(self, boxes: Boxes) -> Boxes:
+    def reads(self, boxes: Boxes) -> Boxes:
         """Eq. 22-25."""
         return tuple(
             None if box is None else window_read(box, **self._geometry(axis))
@@ -69,58 +68,30 @@ class WindowRule(Rule):
 
     def read_size(self, boxes: Boxes) -> tuple[int, ...]:
         """Eq. 24-25."""
-        return tuple(box.size for box in self._reads(boxes) if box is not None)
+        return tuple(box.size for box in self.reads(boxes) if box is not None)
 
-    def step(self, group: Group) -> Step:
-        """Algorithm 1: the read-in block of every window, then the operator on all of them."""
-        boxes = group.boxes(self.outputs[0])
-        read = group.read(self.source, self._reads(boxes), self.fill)
+    def has_kernel(self, group: Group) -> bool:
+        """Whether a compiled kernel can read this operator's input where it lies."""
+        float32 = self.view.graph.dtypes[self.source] is torch.float32
+        return group.compiled and float32 and self.dims == (2, 3)
+
+    def block(self, group: Group) -> Callable[[Frame], Tensor]:
+        """Algorithm 1: the read-in block of every window."""
+        return group.read(self.source, self.reads(group.boxes(self.outputs[0])), self.fill)
+
+    def own_padding(self) -> list[int]:
+        """The padding that the read-in block does not have yet."""
         own = list(self.padding)
         for dim in self.dims:
             if dim is not None:
                 own[dim - self.lead] = 0
-        apply = self.applied(group, own, boxes)
-        return lambda frame: apply(read(frame), frame)
-
-    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
-        """A function of the read-in block and the frame that gives the output patches."""
-        raise NotImplementedError
+        return own
 
 
-def _carries_axes(view: View, source: ValueId, rank: int) -> bool:
+def carries_axes(view: View, source: ValueId, rank: int) -> bool:
     """Whether every window axis of the value is one of its trailing `rank` dimensions."""
     lead = len(view.graph.shapes[source]) - rank
     return lead == 2 and all(d is None or d >= lead for d in view.dims[source])
-
-
-class _Convolution(WindowRule):
-    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
-        named = self.node.bound()
-        weight = group.constant(named["weight"].id)
-        bias = None if named["bias"] is None else group.constant(named["bias"].id)
-        op, stride, dilation = aten.convolution.default, self.stride, self.dilation
-        groups, none = named["groups"], [0] * len(padding)
-
-        def apply(block: Tensor, frame: Frame) -> Tensor:
-            out: Tensor = op(block, weight, bias, stride, padding, dilation, False, none, groups)
-            return out
-
-        return apply
-
-
-def convolution(node: Node, view: View) -> Rule | None:
-    """Convolution of one to three dimensions with constant weights."""
-    named = node.bound()
-    source = named["input"].id
-    if named["transposed"] or not view.only_first_varies(node):
-        return None
-    rank = len(named["stride"])
-    if not _carries_axes(view, source, rank):
-        return None
-    kernel = view.shape(named["weight"].id)[2:]
-    return _Convolution(
-        node, view, source, kernel, named["stride"], named["padding"], named["dilation"]
-    )
 
 
 def _listed(value: Any, rank: int) -> list[int]:
@@ -130,25 +101,45 @@ def _listed(value: Any, rank: int) -> list[int]:
     return list(value) * rank if len(value) == 1 else list(value)
 
 
-class _MaxPooling(WindowRule):
+class _Pooling(WindowRule):
+    def pooled(self, group: Group, *, maximum: bool, divisor: int) -> Callable[[Frame], Tensor]:
+        """A function that gives the output patches: maxima, or sums over a divisor."""
+        boxes = group.boxes(self.outputs[0])
+        kernel, stride, dilation = self.kernel, self.stride, self.dilation
+        if self.has_kernel(group):
+            size = [box.size for box in boxes if box is not None]
+            source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
+            return lambda frame: pool_patches(
+                source(frame),
+                frame.of(read_offset),
+                size,
+                kernel,
+                stride=stride,
+                dilation=dilation,
+                maximum=maximum,
+                divisor=divisor,
+            )
+        block, padding, flat = self.block(group), self.own_padding(), len(kernel) == 2
+        if maximum:
+            largest = F.max_pool2d if flat else F.max_pool3d
+            return lambda frame: largest(block(frame), kernel, stride, padding, dilation)
+        mean = F.avg_pool2d if flat else F.avg_pool3d
+        return lambda frame: mean(block(frame), kernel, stride, padding, divisor_override=divisor)
+
+
+class _MaxPooling(_Pooling):
     fill = -math.inf
 
-    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
-        pool = F.max_pool2d if len(self.kernel) == 2 else F.max_pool3d
-        several = self.node.several
-
-        def apply(block: Tensor, frame: Frame) -> Any:
-            pooled = pool(block, self.kernel, self.stride, padding, self.dilation)
-            return (pooled, None) if several else pooled
-
-        return apply
+    def step(self, group: Group) -> Step:
+        pooled = self.pooled(group, maximum=True, divisor=1)
+        return (lambda frame: (pooled(frame), None)) if self.node.several else pooled
 
 
 def max_pooling(node: Node, view: View) -> Rule | None:
     """Max pooling, adaptive too where the output divides the input; without its indices."""
     source = node.operands()[0]
     rank = 3 if "3d" in node.name else 2
-    if view.kinds[source] is not Kind.LOCAL or not _carries_axes(view, source, rank):
+    if view.kinds[source] is not Kind.LOCAL or not carries_axes(view, source, rank):
         return None
     if node.several and (node.outputs[0] < 0 or node.outputs[1] >= 0):
         return None  # someone reads the indices
@@ -182,44 +173,34 @@ def _adaptive(
     return sizes, sizes, [0] * rank, [1] * rank
 
 
-class _AveragePooling(WindowRule):
+class _AveragePooling(_Pooling):
     """Sums of the block divided by the number of cells that count at each output."""
 
     counts: list[np.ndarray[Any, Any] | None]
+    divisor: int | None = None
 
-    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
-        pool = F.avg_pool2d if len(self.kernel) == 2 else F.avg_pool3d
+    def step(self, group: Group) -> Step:
+        boxes = group.boxes(self.outputs[0])
         area = math.prod(self.kernel)
         divisors = [
-            (dim, axis, self.counts[dim - self.lead], boxes[axis])
-            for axis, dim in enumerate(self.dims)
-            if dim is not None
-        ]
-        if all(counts is None for _, _, counts, _ in divisors):
-            divisor = self.divisor
-
-            def simple(block: Tensor, frame: Frame) -> Tensor:
-                return pool(
-                    block, self.kernel, self.stride, padding, divisor_override=divisor or None
-                )
-
-            return simple
-        tables = [
             (dim, group.per_row(axis, torch.from_numpy(_windows_of(counts, box))))
-            for dim, axis, counts, box in divisors
-            if counts is not None and box is not None
+            for axis, (dim, box) in enumerate(zip(self.dims, boxes, strict=True))
+            if dim is not None
+            and box is not None
+            and (counts := self.counts[dim - self.lead]) is not None
         ]
-        rest = area // math.prod(self.kernel[dim - self.lead] for dim, _ in tables)
+        if not divisors:
+            return self.pooled(group, maximum=False, divisor=self.divisor or area)
+        rest = area // math.prod(self.kernel[dim - self.lead] for dim, _ in divisors)
+        pooled = self.pooled(group, maximum=False, divisor=rest)
 
-        def apply(block: Tensor, frame: Frame) -> Tensor:
-            total = pool(block, self.kernel, self.stride, padding, divisor_override=rest)
-            for dim, table in tables:
+        def step(frame: Frame) -> Tensor:
+            total = pooled(frame)
+            for dim, table in divisors:
                 total.div_(along(frame.of(table), dim, total.dim()).to(total.dtype))
             return total
 
-        return apply
-
-    divisor: int | None = None
+        return step
 
 
 def _windows_of(counts: np.ndarray[Any, Any], box: Box) -> np.ndarray[Any, Any]:
@@ -233,7 +214,7 @@ def average_pooling(node: Node, view: View) -> Rule | None:
     """Average pooling: ceil_mode, count_include_pad, divisor_override, adaptive to a divisor."""
     source = node.operands()[0]
     rank = 3 if "3d" in node.name else 2
-    if view.kinds[source] is not Kind.LOCAL or not _carries_axes(view, source, rank):
+    if view.kinds[source] is not Kind.LOCAL or not carries_axes(view, source, rank):
         return None
     if "adaptive" in node.name:
         geometry = _adaptive(node, view, source, rank)
@@ -287,15 +268,15 @@ def _counts(
 
 
 class _Unshuffle(WindowRule):
-    def applied(self, group: Group, padding: list[int], boxes: Boxes) -> Any:
-        factor = self.kernel[0]
-        return lambda block, frame: F.pixel_unshuffle(block, factor)
+    def step(self, group: Group) -> Step:
+        factor, block = self.kernel[0], self.block(group)
+        return lambda frame: F.pixel_unshuffle(block(frame), factor)
 
 
 def unshuffle(node: Node, view: View) -> Rule | None:
     """pixel_unshuffle: squares of cells become channels."""
     source = node.operands()[0]
     factor = node.args[1]
-    if view.kinds[source] is not Kind.LOCAL or not _carries_axes(view, source, 2):
+    if view.kinds[source] is not Kind.LOCAL or not carries_axes(view, source, 2):
         return None
     return _Unshuffle(node, view, source, [factor] * 2, [factor] * 2, [0, 0], [1, 1])

@@ -1,6 +1,28 @@
 """Kernels: schemas, wrappers, plain-torch references and the loader of their binary."""
 
+from captum_krypton._ops._block import convolution_block, finish
+from captum_krypton._ops._convolve import (
+    PackedWeight,
+    Patches,
+    convolve_patches,
+    pack_weight,
+    panel_size,
+)
 from captum_krypton._ops._gather import gather_patches
 from captum_krypton._ops._loader import BackendInfo, KryptonBackendWarning, backend_info
+from captum_krypton._ops._pool import pool_patches
 
-__all__ = ["BackendInfo", "KryptonBackendWarning", "backend_info", "gather_patches"]
+__all__ = [
+    "BackendInfo",
+    "KryptonBackendWarning",
+    "PackedWeight",
+    "Patches",
+    "backend_info",
+    "convolution_block",
+    "convolve_patches",
+    "finish",
+    "gather_patches",
+    "pack_weight",
+    "panel_size",
+    "pool_patches",
+]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from captum_krypton._ops import _loader, _reference
+from captum_krypton._ops._library import library
 
 __all__ = ["gather_patches"]
 
-_library = torch.library.Library("captum_krypton", "DEF")
-_library.define(
+library.define(
     "gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset, "
     "Tensor read_offset, SymInt[] read_size, float fill) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -36,8 +36,8 @@ def _fake_gather_patches(
     )
 
 
-_library.impl("gather_patches", _reference.gather_patches, "CompositeExplicitAutograd")
-torch.library.register_fake("captum_krypton::gather_patches", _fake_gather_patches, lib=_library)
+library.impl("gather_patches", _reference.gather_patches, "CompositeExplicitAutograd")
+torch.library.register_fake("captum_krypton::gather_patches", _fake_gather_patches, lib=library)
 _op = torch.ops.captum_krypton.gather_patches.default
 _MINUS_INFINITY = float("-inf")
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["BackendInfo", "KryptonBackendWarning", "backend_info", "load", "ready"]
+__all__ = ["BackendInfo", "KryptonBackendWarning", "backend_info", "has_kernels", "load", "ready"]
 
 ready = False
 """Whether `load` has nothing left to do: kernels check it instead of calling `load` each time."""
@@ -34,7 +34,9 @@ ready = False
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARY = "captum_krypton_kernels"
 _FLAGS = ["/O2" if os.name == "nt" else "-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-_OPERATORS = ("captum_krypton::gather_patches",)
+_OPERATORS = tuple(
+    f"captum_krypton::{name}" for name in ("gather_patches", "convolve_patches", "pool_patches")
+)
 
 _logger = logging.getLogger("captum_krypton")
 _mutex = threading.Lock()
@@ -89,6 +91,11 @@ def backend_info() -> BackendInfo:
     path = None if search.path is None else str(search.path)
     name = "reference" if path is None else "cpp"
     return BackendInfo(name, path, tuple(search.reasons), torch.get_num_threads())
+
+
+def has_kernels() -> bool:
+    """Whether compiled kernels run, after loading them."""
+    return load().path is not None
 
 
 def load() -> _Search:

@@ -1,0 +1,104 @@
+"""Joins a convolution with the sum and the clamp that follow it.
+
+One pass over memory instead of three, and no base for the values between. What may be joined
+depends on what the window changes, so it follows an analysis, and another one follows it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ._analyse import Analysis, multiply_accumulates
+from ._graph import Graph, Node, Value, ValueId
+from ._operators import Kind
+from ._ops import convolution_block
+
+__all__ = ["fused"]
+
+
+def fused(analysis: Analysis) -> Graph:
+    """An equivalent graph whose convolutions add and clamp what they make."""
+    graph = analysis.graph
+    users = graph.users()
+    rules = {id(node): rule for node, rule in zip(graph.nodes, analysis.rules, strict=True)}
+    convolutions = [
+        node
+        for node in graph.nodes
+        if node.name == "aten.convolution" and rules[id(node)] is not None
+    ]
+    # The dearer of two that are added gets the sum.
+    convolutions.sort(key=lambda node: -multiply_accumulates(graph, node))
+    blocks: dict[int, Node] = {}  # by the last of the nodes that a block stands for
+    gone: set[int] = set()
+    for node in convolutions:
+        residual: ValueId | None = None
+        low, high = -math.inf, math.inf
+        chain = [node]
+        user = _sole_user(graph, users, chain[-1])
+        if user is not None and id(user) not in gone:
+            residual = _added(analysis, chain[-1].outputs[0], user)
+            if residual is not None:
+                chain.append(user)
+                user = _sole_user(graph, users, user)
+        if user is not None and (bounds := _bounds(user)) is not None:
+            low, high = bounds
+            chain.append(user)
+        if len(chain) == 1:
+            continue
+        gone.update(map(id, chain))
+        named = node.bound()
+        call = tuple(
+            named[name]
+            for name in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        )
+        added = None if residual is None else Value(residual)
+        block = Node(convolution_block, (*call, added, low, high), {}, chain[-1].outputs)
+        blocks[id(chain[-1])] = block
+    nodes = [
+        blocks.get(id(node), node)
+        for node in graph.nodes
+        if id(node) in blocks or id(node) not in gone
+    ]
+    return Graph(nodes, graph.inputs, graph.output, graph.shapes, graph.dtypes, graph.constants)
+
+
+def _sole_user(graph: Graph, users: dict[ValueId, list[Node]], node: Node) -> Node | None:
+    """The one operator that reads the node's output, where there is one and nothing else does."""
+    value = node.outputs[0]
+    readers = users.get(value, [])
+    return readers[0] if len(readers) == 1 and value != graph.output else None
+
+
+def _added(analysis: Analysis, value: ValueId, node: Node) -> ValueId | None:
+    """What `node` adds to `value`: another local value of its shape."""
+    if node.name != "aten.add" or node.kwargs or len(node.args) != 2:
+        return None
+    operands = [argument.id for argument in node.args if isinstance(argument, Value)]
+    others = [operand for operand in operands if operand != value]
+    if len(operands) != 2 or len(others) != 1:
+        return None
+    (other,) = others
+    graph = analysis.graph
+    alike = (
+        analysis.kinds[other] is Kind.LOCAL
+        and analysis.dims[other] == analysis.dims[value]
+        and graph.shapes[other] == graph.shapes[value]
+        and graph.dtypes[other] == graph.dtypes[value]
+    )
+    return other if alike else None
+
+
+def _bounds(node: Node) -> tuple[float, float] | None:
+    """The range that an activation clamps to; None for any other operator."""
+    if node.name == "aten.relu":
+        return 0.0, math.inf
+    if node.name not in ("aten.hardtanh", "aten.clamp", "aten.clamp_min", "aten.clamp_max"):
+        return None
+    named = node.bound()
+    low = named.get("min_val", named.get("min"))
+    high = named.get("max_val", named.get("max"))
+    low = -math.inf if low is None else low
+    high = math.inf if high is None else high
+    if not all(isinstance(bound, (int, float)) for bound in (low, high)):
+        return None
+    return float(low), float(high)

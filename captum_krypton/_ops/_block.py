@@ -1,0 +1,51 @@
+"""`convolution_block`: a convolution, the sum and the clamp that follow it, as one operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_krypton._ops._library import library
+
+__all__ = ["convolution_block"]
+
+library.define(
+    "convolution_block(Tensor input, Tensor weight, Tensor? bias, int[] stride, "
+    "int[] padding, int[] dilation, int groups, Tensor? residual, float low, float high) -> Tensor"
+)
+
+
+def _convolution_block(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    residual: Tensor | None,
+    low: float,
+    high: float,
+) -> Tensor:
+    none = [0] * len(stride)
+    out: Tensor = torch.ops.aten.convolution.default(
+        input, weight, bias, stride, padding, dilation, False, none, groups
+    )
+    return finish(out, residual, low, high)
+
+
+def finish(out: Tensor, residual: Tensor | None, low: float, high: float) -> Tensor:
+    """Adds the residual to `out` and clamps, in place."""
+    if residual is not None:
+        out.add_(residual)
+    if low > -math.inf or high < math.inf:
+        out.clamp_(low, high)
+    return out
+
+
+library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
+convolution_block = torch.ops.captum_krypton.convolution_block.default
+"""Clamp(convolution(input) + residual), on whole volumes."""

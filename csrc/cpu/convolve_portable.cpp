@@ -1,0 +1,32 @@
+// The kernels of convolve_patches for what every processor of the architecture has: SSE2 on x86-64,
+// NEON on 64-bit Arm.
+
+#include "../convolve.h"
+
+#if defined(__GNUC__)
+
+#define KRYPTON_LANES 4
+#if defined(__aarch64__)
+#define KRYPTON_ROWS 8
+#else
+#define KRYPTON_ROWS 4
+#endif
+#define KRYPTON_NAME "portable"
+
+#include "../convolve_kernels.h"
+
+namespace captum_krypton {
+
+const Kernels* portable_kernels() { return &kKernels; }
+
+}  // namespace captum_krypton
+
+#else
+
+namespace captum_krypton {
+
+const Kernels* portable_kernels() { return nullptr; }
+
+}  // namespace captum_krypton
+
+#endif

@@ -1,0 +1,304 @@
+"""`convolve_patches` and `convolution_block` against plain torch in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from layers import Draw
+from torch import Tensor
+
+from captum_krypton._ops import (
+    Patches,
+    convolution_block,
+    convolve_patches,
+    pack_weight,
+    panel_size,
+)
+from captum_krypton._ops._convolve import _reference
+
+EPSILON = torch.finfo(torch.float32).eps
+
+
+@dataclass
+class Case:
+    """The arguments of one call; `tile` and `depthwise` as in `pack_weight`."""
+
+    source: Patches
+    read_offset: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    residual: Patches | None
+    output_offset: Tensor
+    low: float
+    high: float
+    tile: int
+    depthwise: bool
+
+    def run(self) -> Tensor:
+        return convolve_patches(
+            self.source,
+            self.read_offset,
+            pack_weight(self.weight, self.tile, depthwise=self.depthwise),
+            self.bias,
+            self.size,
+            stride=self.stride,
+            dilation=self.dilation,
+            residual=self.residual,
+            output_offset=None if self.residual is None else self.output_offset,
+            low=self.low,
+            high=self.high,
+        )
+
+    def expected(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The reference, in float64."""
+
+        def cast(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        def parts(patches: Patches | None) -> tuple[Any, Any, Any]:
+            if patches is None:
+                return None, None, None
+            return cast(patches.base), cast(patches.patch), patches.patch_offset
+
+        base, patch, offset = parts(self.source)
+        weight = cast(self.weight)
+        assert weight is not None
+        return _reference(
+            base,
+            patch,
+            self.source.image,
+            offset,
+            self.read_offset,
+            weight,
+            weight,
+            cast(self.bias),
+            self.size,
+            self.stride,
+            self.dilation,
+            self.tile,
+            *parts(self.residual),
+            self.output_offset,
+            self.low,
+            self.high,
+        )
+
+    def magnitude(self) -> float:
+        """A bound on the numbers that are summed: errors are in proportion to it."""
+        parts = (self.source.base, self.source.patch)
+        largest = max((t.abs().max().item() for t in parts if t.numel()), default=0.0)
+        return 1 + largest * self.weight.abs().flatten(1).sum(1).max().item()
+
+
+def numbers(draw: Draw) -> torch.Generator:
+    return torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+
+
+def patches(
+    draw: Draw, noise: torch.Generator, windows: int, images: int, channels: int, last: bool
+) -> Patches:
+    height, width = draw(st.integers(1, 13)), draw(st.integers(1, 13))
+    patch_size = draw(st.tuples(st.integers(0, 9), st.integers(0, 9)))
+    base = torch.randn(images, channels, height, width, generator=noise)
+    patch = torch.randn(windows, channels, *patch_size, generator=noise)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return Patches(
+        base.contiguous(memory_format=memory_format),
+        patch.contiguous(memory_format=memory_format),
+        torch.randint(images, (windows,), generator=noise),
+        torch.randint(-4, 12, (windows, 2), generator=noise),
+    )
+
+
+@st.composite
+def cases(draw: Draw) -> Case:
+    """Geometries of every kind; what a plan would never ask is as good a test."""
+    noise = numbers(draw)
+    kind = draw(st.sampled_from(["direct", "direct", "depthwise", "winograd", "winograd"]))
+    windows, images = draw(st.integers(0, 5)), draw(st.integers(1, 3))
+    channels = draw(st.sampled_from([1, 2, 3, 5, 8, 11, 16, 19, 32]))
+    out_channels = channels if kind == "depthwise" else draw(st.integers(1, 40))
+    kernel, stride, dilation, tile = (3, 3), (1, 1), (1, 1), 0
+    if kind == "winograd":
+        tile = draw(st.sampled_from([2, 4]))
+    else:
+        small = st.integers(1, 3)
+        kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+        stride, dilation = draw(st.tuples(small, small)), draw(st.tuples(small, small))
+    source = patches(draw, noise, windows, images, channels, draw(st.booleans()))
+    residual = None
+    if draw(st.booleans()):
+        residual = patches(draw, noise, windows, images, out_channels, draw(st.booleans()))
+        residual = residual._replace(image=source.image)
+    weight = torch.randn(
+        out_channels, 1 if kind == "depthwise" else channels, *kernel, generator=noise
+    )
+    bounds = draw(
+        st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)])
+    )
+    return Case(
+        source,
+        torch.randint(-6, 12, (windows, 2), generator=noise),
+        weight,
+        torch.randn(out_channels, generator=noise) if draw(st.booleans()) else None,
+        draw(st.tuples(st.integers(1, 11), st.integers(1, 11))),
+        stride,
+        dilation,
+        residual,
+        torch.randint(-3, 9, (windows, 2), generator=noise),
+        *bounds,
+        tile,
+        kind == "depthwise",
+    )
+
+
+@given(case=cases())
+def test_equals_the_reference(case: Case) -> None:
+    actual, expected = case.run(), case.expected()
+    assert actual.shape == expected.shape
+    assert actual.dtype == torch.float32
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    limit = (4 if case.tile == 0 else 40) * EPSILON * case.magnitude()
+    assert ((actual - expected).abs() <= limit).all()
+
+
+@pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
+@pytest.mark.parametrize("kernels", ["portable", "avx2"])
+def test_kernels_of_other_processors(kernels: str) -> None:
+    """The same test with kernels that this processor has, but would not choose."""
+    if os.environ.get("KRYPTON_KERNELS"):
+        pytest.skip("runs inside of another")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__, "-p", "no:cacheprovider", "-n0"],
+        env={**os.environ, "KRYPTON_KERNELS": kernels},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    if "which this processor or this build does not have" in done.stdout + done.stderr:
+        pytest.skip(f"this processor has no {kernels} kernels")
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+def large(tile: int, windows: int = 7) -> Case:
+    """A case with many blocks of work."""
+    noise = torch.Generator().manual_seed(0)
+    source = Patches(
+        torch.randn(2, 24, 40, 36, generator=noise).contiguous(memory_format=torch.channels_last),
+        torch.randn(windows, 24, 20, 18, generator=noise),
+        torch.randint(2, (windows,), generator=noise),
+        torch.randint(0, 18, (windows, 2), generator=noise),
+    )
+    return Case(
+        source,
+        source.patch_offset - 2,
+        torch.randn(40, 24, 3, 3, generator=noise),
+        torch.randn(40, generator=noise),
+        (22, 20),
+        (1, 1),
+        (1, 1),
+        None,
+        source.patch_offset,
+        0.0,
+        torch.inf,
+        tile,
+        False,
+    )
+
+
+@pytest.mark.parametrize("tile", [0, 2, 4])
+def test_results_do_not_depend_on_threads_or_batch(tile: int) -> None:
+    case = large(tile)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = case.run()
+        torch.set_num_threads(4)
+        assert torch.equal(case.run(), single)
+    finally:
+        torch.set_num_threads(before)
+    source = Patches(*(part if i == 0 else part[:2] for i, part in enumerate(case.source)))
+    fewer = Case(**{**vars(case), "source": source, "read_offset": case.read_offset[:2]})
+    assert torch.equal(fewer.run(), single[:2])
+
+
+@pytest.mark.parametrize("tile", [0, 2, 4])
+def test_not_a_number_stays(tile: int) -> None:
+    case = large(tile)
+    case.source.patch[3, 5, 9, 9] = torch.nan
+    actual, expected = case.run(), case.expected()
+    assert expected.isnan().any()
+    assert (actual.isnan() | ~expected.isnan()).all()  # a tile of Winograd spreads it
+    assert not actual[:3].isnan().any()
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_winograd_is_as_exact_as_a_direct_convolution(tile: int) -> None:
+    """Root mean square errors against float64, of activations as networks have them."""
+    noise = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 256, 24, 24, generator=noise).relu()
+    weight = torch.randn(64, 256, 3, 3, generator=noise) / 48
+    zeros = torch.zeros(2, 2, dtype=torch.int64)
+    source = Patches(x.contiguous(memory_format=torch.channels_last), x, zeros[:, 0], zeros)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+
+    def error(result: Tensor) -> float:
+        return (result - exact).square().mean().sqrt().item()
+
+    made = convolve_patches(source, zeros - 1, pack_weight(weight, tile), None, (24, 24))
+    direct = F.conv2d(x, weight, padding=1)
+    assert error(made) <= 8 * error(direct) + 1e-7
+
+
+@given(data=st.data())
+def test_a_block_is_its_parts(data: st.DataObject) -> None:
+    noise = numbers(data.draw)
+    x = torch.randn(2, 4, 7, 6, generator=noise).double()
+    weight = torch.randn(6, 2, 3, 3, generator=noise).double()
+    out = F.conv2d(x, weight, None, 1, 1, 1, 2)
+    residual = torch.randn(out.shape, generator=noise).double()
+    added = residual if data.draw(st.booleans()) else None
+    low, high = data.draw(st.sampled_from([(-torch.inf, torch.inf), (0.0, 6.0)]))
+    expected = (out if added is None else out + added).clamp(low, high)
+    before = residual.clone()
+    actual = convolution_block(x, weight, None, [1, 1], [1, 1], [1, 1], 2, added, low, high)
+    torch.testing.assert_close(actual, expected)
+    assert torch.equal(residual, before)
+
+
+@pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": (2, 2, 2)}, "2 numbers"),
+        ({"bias": torch.zeros(3)}, "bias has 3 elements; expected 40"),
+        ({"read_offset": torch.zeros(3, 2, dtype=torch.int64)}, "read_offset has 6 elements"),
+        ({"stride": (2, 2)}, "stride 1"),
+        ({"weight": torch.zeros(40, 5, 3, 3)}, "5 input channels; expected 24"),
+    ],
+)
+def test_the_kernel_defends_itself(change: dict[str, Any], message: str) -> None:
+    case = Case(**{**vars(large(4)), **change})
+    with pytest.raises(RuntimeError, match=message):
+        case.run()
+
+
+@pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
+def test_images_that_do_not_exist_are_refused() -> None:
+    case = large(0)
+    case.source.image[2] = 2
+    with pytest.raises(RuntimeError, match="image names row 2 of base; expected 0 to 1"):
+        case.run()

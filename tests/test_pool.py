@@ -1,0 +1,66 @@
+"""`pool_patches` against plain torch in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_convolve import EPSILON, numbers, patches
+
+from captum_krypton._ops import Patches, pool_patches
+from captum_krypton._ops._pool import _reference
+
+
+@pytest.mark.parametrize("maximum", [True, False])
+@given(data=st.data())
+def test_equals_the_reference(maximum: bool, data: st.DataObject) -> None:
+    noise, small = numbers(data.draw), st.integers(1, 3)
+    windows, images = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 3))
+    channels = data.draw(st.sampled_from([1, 3, 8, 11, 16, 19]))
+    source = patches(data.draw, noise, windows, images, channels, data.draw(st.booleans()))
+    read_offset = torch.randint(-6, 12, (windows, 2), generator=noise)
+    size = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    kernel = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride, dilation = data.draw(st.tuples(small, small)), data.draw(st.tuples(small, small))
+    divisor = data.draw(st.integers(1, 9))
+    actual = pool_patches(
+        source,
+        read_offset,
+        size,
+        kernel,
+        stride=stride,
+        dilation=dilation,
+        maximum=maximum,
+        divisor=divisor,
+    )
+    base, patch = source.base.double(), source.patch.double()
+    expected = _reference(
+        base,
+        patch,
+        source.image,
+        source.patch_offset,
+        read_offset,
+        size,
+        kernel,
+        stride,
+        dilation,
+        maximum,
+        divisor,
+    )
+    assert actual.shape == expected.shape
+    assert actual.dtype == torch.float32
+    if maximum:
+        assert torch.equal(actual.double(), expected)
+    else:
+        assert ((actual - expected).abs() <= 100 * EPSILON).all()
+
+
+def test_not_a_number_is_the_largest() -> None:
+    base = torch.zeros(1, 9, 4, 4)
+    base[0, 8, 1, 1] = torch.nan
+    base[0, 2, 2, 2] = torch.nan
+    index = torch.zeros(1, 2, dtype=torch.int64)
+    source = Patches(base, base[:, :, :0, :0], index[:, 0], index)
+    pooled = pool_patches(source, index, (2, 2), (2, 2), stride=(2, 2), maximum=True)
+    assert pooled.isnan().nonzero().tolist() == [[0, 2, 1, 1], [0, 8, 0, 0]]
