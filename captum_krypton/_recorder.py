@@ -82,8 +82,13 @@ class Recorder(TorchDispatchMode):
         if not isinstance(result, Tensor):
             raise NotCapturable(f"the forward returns {type(result).__name__}, not a tensor")
         output = self._value(result)
+        leaves = set(self.leaves)
+        tensors = {v: t if v in leaves else _shape_of(t) for v, t in self.tensors.items()}
+        # torch keeps modes in reference cycles: what they hold stays until the next collection.
+        for held in (self.tensors, self._kept, self._aliases, self._origin, self._value_of):
+            held.clear()
         return Recording(
-            self.nodes, self.tensors, self.shapes, self.dtypes, self.leaves, self.inputs, output
+            self.nodes, tensors, self.shapes, self.dtypes, self.leaves, self.inputs, output
         )
 
     def __torch_dispatch__(
@@ -293,6 +298,11 @@ class Watch(TorchDispatchMode):
                 noted.append(repr(argument))
         self.notes.append(tuple(noted))
         return func(*args, **kwargs)
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """A tensor of the same kind and shape, of one element in memory and no defined content."""
+    return tensor.new_empty([1] * tensor.dim()).expand(tensor.shape)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -119,7 +119,8 @@ class _Convolution(WindowRule):
             points = (tile + 2) ** 2
             return tiles * points * (channels * out_channels + _TRANSFORM * channels)
 
-        return min((0, 2, 4), key=cost)
+        # One transform for all but the smallest patches: each is a copy of the weights.
+        return min((0, 2 if max(size) <= 2 else 4), key=cost)
 
 
 _TRANSFORM = 16.0  # multiply-accumulates that a point's transforms cost a channel

@@ -84,22 +84,26 @@ def pack_weight(weight: Tensor, tile: int = 0, *, depthwise: bool = False) -> Pa
         return PackedWeight(weight, weight, tile)
     if depthwise:
         return PackedWeight(weight, weight.flatten(1).t().contiguous(), tile)
-    if tile:
-        transform = _weight_transform(tile)
-        points = transform @ weight.double() @ transform.t()
-        rows = points.flatten(2).permute(2, 1, 0)  # (points, C, K)
-    else:
-        rows = weight.flatten(2).permute(2, 1, 0).reshape(1, -1, len(weight))
-    padded = F.pad(rows, (0, -len(weight) % panel))
-    packed = padded.unflatten(2, (-1, panel)).transpose(1, 2)
-    return PackedWeight(weight, packed.to(weight.dtype).contiguous(), tile)
+    points = _weight_transform(tile) if tile else None
+    count = math.prod(weight.shape[2:]) if points is None else len(points)
+    panels = -(-len(weight) // panel)
+    packed = weight.new_zeros(count, panels, weight.shape[1], panel)
+    for number in range(panels):  # one at a time: float64 takes twice the memory
+        rows = weight[number * panel : (number + 1) * panel].flatten(2)
+        if points is not None:
+            rows = (rows.double() @ points.t()).to(weight.dtype)
+        packed[:, number, :, : len(rows)] = rows.permute(2, 1, 0)
+    if points is None:  # panel by panel, each with its taps
+        packed = packed.transpose(0, 1).contiguous()
+    return PackedWeight(weight, packed, tile)
 
 
 def _weight_transform(tile: int) -> Tensor:
-    """G of Winograd's F(tile, 3): (tile + 2, 3), float64."""
+    """Winograd's G of both axes: the nine taps to (tile + 2) squared points, float64."""
     if tile == 2:
         rows = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-        return torch.tensor(rows, dtype=torch.float64)
+        one = torch.tensor(rows, dtype=torch.float64)
+        return torch.kron(one, one)
     a, b = _POINTS
     at_a, at_b = 2 * a * a * (a * a - b * b), 2 * b * b * (b * b - a * a)
     rows = [
@@ -110,7 +114,8 @@ def _weight_transform(tile: int) -> Tensor:
         [1 / at_b, -b / at_b, b * b / at_b],
         [0, 0, 1],
     ]
-    return torch.tensor(rows, dtype=torch.float64)
+    one = torch.tensor(rows, dtype=torch.float64)
+    return torch.kron(one, one)
 
 
 def convolve_patches(
