@@ -56,13 +56,19 @@ class Engine:
     Args:
         forward: the forward function.
         memory_budget: bytes for activations, or None for a share of the free memory.
+        winograd: whether 3 x 3 convolutions may run by Winograd's algorithm.
         self_check: whether the first map of a graph is compared with the forward function.
     """
 
     def __init__(
-        self, forward: Callable[..., Any], memory_budget: int | None, self_check: bool
+        self,
+        forward: Callable[..., Any],
+        memory_budget: int | None,
+        winograd: bool,
+        self_check: bool,
     ) -> None:
-        self.forward, self.memory_budget, self.self_check = forward, memory_budget, self_check
+        self.forward, self.memory_budget = forward, memory_budget
+        self.winograd, self.self_check = winograd, self_check
         self.cache = CompileCache()
 
     def maps(self, call: Call, show_progress: bool) -> tuple[OcclusionMap, ...]:
@@ -197,6 +203,7 @@ class Engine:
                     lambda rows, image: _select_targets(rows, _row_target(target, image)),
                     last=compiled.last,
                     packs=compiled.packs,
+                    winograd=self.winograd,
                     on_base=noise.see,
                 )
                 scores = execution.run(advance)

@@ -56,6 +56,7 @@ class Execution:
             (N, ...) that has the occluded input's shape otherwise.
         outcome: from output rows and their image numbers to the outcome rows that are kept.
         last: whether activations are kept with channels last.
+        winograd: whether 3 x 3 convolutions may run by Winograd's algorithm.
         packs: weights in the kernels' order, by value and tile; missing ones are put there.
         on_base: told the graph's output for the untouched images, before any window is run.
     """
@@ -69,11 +70,13 @@ class Execution:
         outcome: Outcome,
         *,
         last: bool,
+        winograd: bool = True,
         packs: dict[tuple[ValueId, int], PackedWeight] | None = None,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
     ) -> None:
         self.plan, self.constants, self.inputs = plan, constants, inputs
         self.baseline, self.outcome, self.last = baseline, outcome, last
+        self.winograd = winograd
         self.packs = {} if packs is None else packs
         self.on_base = on_base
         self.graph = plan.analysis.graph
@@ -181,6 +184,11 @@ class GroupRun:
     def compiled(self) -> bool:
         """See `Group.compiled`."""
         return self.run.last and self.device.type == "cpu" and panel_size() > 0
+
+    @property
+    def winograd(self) -> bool:
+        """See `Group.winograd`."""
+        return self.run.winograd
 
     def _index(self, images: int) -> None:
         """For every row: its image, its position along each axis, and its place in the result."""

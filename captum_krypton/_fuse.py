@@ -24,7 +24,9 @@ def fused(analysis: Analysis) -> Graph:
     convolutions = [
         node
         for node in graph.nodes
-        if node.name == "aten.convolution" and rules[id(node)] is not None
+        if node.name == "aten.convolution"
+        and rules[id(node)] is not None
+        and not node.bound()["transposed"]
     ]
     # The dearer of two that are added gets the sum.
     convolutions.sort(key=lambda node: -multiply_accumulates(graph, node))

@@ -39,6 +39,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         forward_func: the model, or any callable that Captum's Occlusion takes.
         memory_budget: bytes that activations may take, for the choice of the batch size; a
             quarter of the free memory where left out.
+        winograd: whether 3 x 3 convolutions may run by Winograd's algorithm, where they are faster
+            by it. Results then differ in rounding only.
         self_check: whether the first map of a graph is compared with the forward function itself
             on a few windows; a difference leads to Captum's path.
 
@@ -52,6 +54,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         forward_func: Callable[..., Any],
         *,
         memory_budget: int | None = None,
+        winograd: bool = True,
         self_check: bool = True,
     ) -> None:
         if not callable(forward_func):
@@ -60,8 +63,9 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             raise ArgumentError(f"memory_budget must be positive bytes, not {memory_budget}")
         super().__init__(forward_func)
         self.memory_budget = memory_budget
+        self.winograd = winograd
         self.self_check = self_check
-        self._engine = Engine(forward_func, memory_budget, self_check)
+        self._engine = Engine(forward_func, memory_budget, winograd, self_check)
         self._warned: set[str] = set()
 
     @overload

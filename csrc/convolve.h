@@ -87,9 +87,9 @@ constexpr int64_t winograd_scratch(int64_t tile, int64_t units, int64_t channels
   return points * (units * (channels + round_up(out_channels, panel)) + 32);
 }
 
-// Pointers to the cells that the units read, and the panel's output.
-constexpr int64_t direct_scratch(int64_t units, int64_t taps, int64_t out_channels, int64_t panel) {
-  return 2 * units * taps + units * round_up(out_channels, panel);
+// Pointers to the cells that the units read, and the sums of a panel.
+constexpr int64_t direct_scratch(int64_t units, int64_t taps, int64_t panel) {
+  return 2 * units * (taps + 1) + units * panel;
 }
 
 const Kernels* portable_kernels();

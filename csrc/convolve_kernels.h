@@ -83,38 +83,28 @@ KRYPTON_INLINE View view(const Source& source, int64_t window) {
           source.patch_offset[2 * window + 1]};
 }
 
+// What is done to a sum before it is stored.
+struct Finish {
+  const float* bias;             // none: null
+  const float* const* residual;  // by row; none: null
+  float low, high;
+
+  template <typename V>
+  KRYPTON_INLINE V apply(V value, int64_t row, int64_t channel) const {
+    if (bias) {
+      value += load<V>(bias + channel);
+    }
+    if (residual) {
+      value += load<V>(residual[row] + channel);
+    }
+    clamp(value, low, high);
+    return value;
+  }
+};
+
 // --- Matrix product: out (rows, panel) = cells (rows, depth) x panel of weights (depth, panel).
 
-// A row is `taps` cells of `depth` channels each, wherever they lie.
-template <int Rows>
-KRYPTON_INLINE void multiply(const float* const* cells, int64_t taps, int64_t depth,
-                             const float* weight, float* out, int64_t out_stride) {
-  Vector sums[Rows][2] = {};
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const float* rows[Rows];
-#pragma GCC unroll 16
-    for (int row = 0; row < Rows; ++row) {
-      rows[row] = cells[row * taps + tap];
-    }
-    for (int64_t k = 0; k < depth; ++k) {
-      const Vector first = load<Vector>(weight);
-      const Vector second = load<Vector>(weight + kLanes);
-      weight += kPanel;
-#pragma GCC unroll 16
-      for (int row = 0; row < Rows; ++row) {
-        sums[row][0] += rows[row][k] * first;
-        sums[row][1] += rows[row][k] * second;
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int row = 0; row < Rows; ++row) {
-    store(out + row * out_stride, sums[row][0]);
-    store(out + row * out_stride + kLanes, sums[row][1]);
-  }
-}
-
-// The same where rows lie one after another.
+// Rows lie one after another.
 template <int Rows>
 KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float* weight,
                                   float* out, int64_t out_stride) {
@@ -137,33 +127,89 @@ KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float
   }
 }
 
-// Calls a function of the number of rows with as many as are left.
-template <int Rows>
-struct Remainder {
-  static KRYPTON_INLINE void rows(int64_t left, const float* const* cells, int64_t taps,
-                                  int64_t depth, const float* weight, float* out,
-                                  int64_t out_stride) {
-    if (left == Rows) {
-      multiply<Rows>(cells, taps, depth, weight, out, out_stride);
-    } else {
-      Remainder<Rows - 1>::rows(left, cells, taps, depth, weight, out, out_stride);
+// A row is `taps` cells of `depth` channels each, wherever they lie. `first_row` and `channel` are
+// those of the panel's first number, for `finish`; without it sums are stored as they are.
+template <int Rows, bool Finished>
+KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int64_t depth,
+                                   const float* weight, float* out, int64_t out_stride,
+                                   const Finish& finish, int64_t first_row, int64_t channel) {
+  Vector sums[Rows][2] = {};
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const float* rows[Rows];
+#pragma GCC unroll 16
+    for (int row = 0; row < Rows; ++row) {
+      rows[row] = cells[row * taps + tap];
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+      const Vector first = load<Vector>(weight);
+      const Vector second = load<Vector>(weight + kLanes);
+      weight += kPanel;
+#pragma GCC unroll 16
+      for (int row = 0; row < Rows; ++row) {
+        sums[row][0] += rows[row][k] * first;
+        sums[row][1] += rows[row][k] * second;
+      }
     }
   }
-  static KRYPTON_INLINE void rows(int64_t left, const float* cells, int64_t depth,
-                                  const float* weight, float* out, int64_t out_stride) {
+#pragma GCC unroll 16
+  for (int row = 0; row < Rows; ++row) {
+    Vector first = sums[row][0], second = sums[row][1];
+    if (Finished) {
+      first = finish.apply(first, first_row + row, channel);
+      second = finish.apply(second, first_row + row, channel + kLanes);
+    }
+    store(out + row * out_stride, first);
+    store(out + row * out_stride + kLanes, second);
+  }
+}
+
+// Calls `work.template run<Rows>()` with as many rows as are left.
+template <int Rows>
+struct Remainder {
+  template <typename Work>
+  static KRYPTON_INLINE void run(int64_t left, const Work& work) {
     if (left == Rows) {
-      multiply_rows<Rows>(cells, depth, weight, out, out_stride);
+      work.template run<Rows>();
     } else {
-      Remainder<Rows - 1>::rows(left, cells, depth, weight, out, out_stride);
+      Remainder<Rows - 1>::run(left, work);
     }
   }
 };
 
 template <>
 struct Remainder<0> {
-  static KRYPTON_INLINE void rows(int64_t, const float* const*, int64_t, int64_t, const float*,
-                                  float*, int64_t) {}
-  static KRYPTON_INLINE void rows(int64_t, const float*, int64_t, const float*, float*, int64_t) {}
+  template <typename Work>
+  static KRYPTON_INLINE void run(int64_t, const Work&) {}
+};
+
+struct RowsLeft {
+  const float* cells;
+  int64_t depth;
+  const float* weight;
+  float* out;
+  int64_t out_stride;
+
+  template <int Rows>
+  KRYPTON_INLINE void run() const {
+    multiply_rows<Rows>(cells, depth, weight, out, out_stride);
+  }
+};
+
+template <bool Finished>
+struct CellsLeft {
+  const float* const* cells;
+  int64_t taps, depth;
+  const float* weight;
+  float* out;
+  int64_t out_stride;
+  const Finish& finish;
+  int64_t first_row, channel;
+
+  template <int Rows>
+  KRYPTON_INLINE void run() const {
+    multiply_cells<Rows, Finished>(cells, taps, depth, weight, out, out_stride, finish, first_row,
+                                   channel);
+  }
 };
 
 // --- Winograd's transforms of one axis (Lavin and Gray 2016). F(2, 3) interpolates at 0, 1, -1 and
@@ -301,7 +347,7 @@ struct Winograd {
         half[i][j] = y[i];
       }
     }
-    const V bias = conv.bias ? load<V>(conv.bias + c) : V{};
+    const Finish finish{conv.bias, residual, conv.low, conv.high};
 #pragma GCC unroll 8
     for (int i = 0; i < Tile; ++i) {
       if (i >= rows) {
@@ -314,12 +360,8 @@ struct Winograd {
         if (j >= columns) {
           break;
         }
-        V value = y[j] + bias;
-        if (residual) {
-          value += load<V>(residual[i * Tile + j] + c);
-        }
-        clamp(value, conv.low, conv.high);
-        store(out + (i * conv.width + j) * conv.out_channels + c, value);
+        store(out + (i * conv.width + j) * conv.out_channels + c,
+              finish.apply(y[j], i * Tile + j, c));
       }
     }
   }
@@ -371,8 +413,8 @@ struct Winograd {
           multiply_rows<kRows>(cells + tile * channels, channels, weight, out + tile * padded,
                                padded);
         }
-        Remainder<kRows - 1>::rows(tiles - tile, cells + tile * channels, channels, weight,
-                                   out + tile * padded, padded);
+        Remainder<kRows - 1>::run(tiles - tile, RowsLeft{cells + tile * channels, channels, weight,
+                                                         out + tile * padded, padded});
         weight += channels * kPanel;
       }
     }
@@ -403,60 +445,54 @@ KRYPTON_INLINE void taps(const Call& call, const View& cells, const Cell& at, co
   }
 }
 
-template <typename V>
-KRYPTON_INLINE void finish_channels(const Convolution& conv, const float* in, int64_t c,
-                                    const float* residual, float* out) {
-  V value = load<V>(in + c);
-  if (conv.bias) {
-    value += load<V>(conv.bias + c);
-  }
-  if (residual) {
-    value += load<V>(residual + c);
-  }
-  clamp(value, conv.low, conv.high);
-  store(out + c, value);
+KRYPTON_INLINE const float* residual_cell(const Convolution& conv, const Cell& at) {
+  return conv.residual ? view(*conv.residual, at.window).at(at.row, at.column) : nullptr;
 }
 
-KRYPTON_INLINE void finish(const Convolution& conv, int64_t number, const float* in) {
-  const Cell at = cell(conv, number);
-  const float* residual = nullptr;
-  if (conv.residual) {
-    residual = view(*conv.residual, at.window).at(at.row, at.column);
+template <bool Finished>
+KRYPTON_INLINE void multiply_panel(const float* const* cells, int64_t units, int64_t count,
+                                   int64_t depth, const float* weight, float* out,
+                                   int64_t out_stride, const Finish& finish, int64_t channel) {
+  int64_t unit = 0;
+  for (; unit + kRows <= units; unit += kRows) {
+    multiply_cells<kRows, Finished>(cells + unit * count, count, depth, weight,
+                                    out + unit * out_stride, out_stride, finish, unit, channel);
   }
-  float* const out = conv.out + number * conv.out_channels;
-  int64_t c = 0;
-  for (; c + kLanes <= conv.out_channels; c += kLanes) {
-    finish_channels<Vector>(conv, in, c, residual, out);
-  }
-  for (; c < conv.out_channels; ++c) {
-    finish_channels<float>(conv, in, c, residual, out);
-  }
+  Remainder<kRows - 1>::run(units - unit, CellsLeft<Finished>{cells + unit * count, count, depth,
+                                                              weight, out + unit * out_stride,
+                                                              out_stride, finish, unit, channel});
 }
 
 void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
   const int64_t count = conv.kernel[0] * conv.kernel[1];
   const int64_t units = end - begin;
   const int64_t depth = conv.source.channels;
-  const int64_t padded = round_up(conv.out_channels, kPanel);
+  const int64_t out_channels = conv.out_channels;
   const float** const cells = reinterpret_cast<const float**>(scratch);
-  float* const products = scratch + 2 * units * count;
+  const float** const residual = cells + units * count;
+  float* const last = scratch + 2 * units * (count + 1);
   for (int64_t unit = 0; unit < units; ++unit) {
     const Cell at = cell(conv, begin + unit);
     taps(conv, view(conv.source, at.window), at, cells + unit * count);
+    residual[unit] = residual_cell(conv, at);
   }
+  const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high};
+  float* const out = conv.out + begin * out_channels;
   const float* weight = conv.weight;
-  for (int64_t k = 0; k < padded; k += kPanel) {
-    int64_t unit = 0;
-    for (; unit + kRows <= units; unit += kRows) {
-      multiply<kRows>(cells + unit * count, count, depth, weight, products + unit * padded + k,
-                      padded);
-    }
-    Remainder<kRows - 1>::rows(units - unit, cells + unit * count, count, depth, weight,
-                               products + unit * padded + k, padded);
+  int64_t k = 0;
+  for (; k + kPanel <= out_channels; k += kPanel) {
+    multiply_panel<true>(cells, units, count, depth, weight, out + k, out_channels, finish, k);
     weight += count * depth * kPanel;
   }
+  if (k == out_channels) {
+    return;
+  }
+  // A panel that is not full: its sums go through memory of our own.
+  multiply_panel<false>(cells, units, count, depth, weight, last, kPanel, finish, k);
   for (int64_t unit = 0; unit < units; ++unit) {
-    finish(conv, begin + unit, products + unit * padded);
+    for (int64_t c = k; c < out_channels; ++c) {
+      out[unit * out_channels + c] = finish.apply(last[unit * kPanel + c - k], unit, c);
+    }
   }
 }
 
@@ -464,14 +500,14 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
 
 template <typename V>
 KRYPTON_INLINE void depthwise_channels(const Convolution& conv, const float* const* cells,
-                                       int64_t count, int64_t c, float* out) {
+                                       int64_t count, int64_t c, const Finish& finish, float* out) {
   V sum{};
   const float* weight = conv.weight + c;
   for (int64_t tap = 0; tap < count; ++tap) {
     sum += load<V>(cells[tap] + c) * load<V>(weight);
     weight += conv.out_channels;
   }
-  store(out + c, sum);
+  store(out + c, finish.apply(sum, 0, c));
 }
 
 void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
@@ -480,15 +516,16 @@ void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scrat
   for (int64_t number = begin; number < end; ++number) {
     const Cell at = cell(conv, number);
     taps(conv, view(conv.source, at.window), at, cells);
+    const float* const residual = residual_cell(conv, at);
+    const Finish finish{conv.bias, residual ? &residual : nullptr, conv.low, conv.high};
     float* const out = conv.out + number * conv.out_channels;
     int64_t c = 0;
     for (; c + kLanes <= conv.out_channels; c += kLanes) {
-      depthwise_channels<Vector>(conv, cells, count, c, out);
+      depthwise_channels<Vector>(conv, cells, count, c, finish, out);
     }
     for (; c < conv.out_channels; ++c) {
-      depthwise_channels<float>(conv, cells, count, c, out);
+      depthwise_channels<float>(conv, cells, count, c, finish, out);
     }
-    finish(conv, number, out);
   }
 }
 

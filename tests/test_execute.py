@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from captum_krypton._arguments import Call, make_call
 from captum_krypton._compile import Compiled
 from captum_krypton._execute import Execution
 from captum_krypton._naive import naive_scores
+from captum_krypton._ops import panel_size
 
 WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
 
@@ -98,6 +100,22 @@ def test_scores_whatever_the_batch(
         scores = run.run(ignore)
     torch.testing.assert_close(scores, expected(network, call))
     assert run.statistics.batch_size <= most
+
+
+def test_winograd_may_be_forbidden(images: Tensor) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3))
+    network = nn.Sequential(network, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    call = question(images.float())
+    truth = expected(copy.deepcopy(network).double(), question(images))
+    for winograd in (True, False):
+        run = execution(network, call)
+        run.winograd = winograd
+        with torch.no_grad():
+            scores = run.run(ignore)
+        torch.testing.assert_close(scores.double(), truth, rtol=1e-4, atol=1e-5)
+        tiles = {tile for _, tile in run.packs}
+        assert (4 in tiles) == (winograd and panel_size() > 0)
 
 
 def test_progress_counts_every_row_once(network: nn.Module, images: Tensor) -> None:

@@ -101,7 +101,8 @@ def rule_for(node: Node, view: View) -> Rule | None:
 
     Called only for operators with a local operand and no operand that is changed everywhere.
     """
-    if any(view.kinds[v] is Kind.FULL for v in node.operands()):
+    values = (*node.operands(), *node.results)
+    if any(view.kinds.get(v) is Kind.FULL or 0 in view.shape(v) for v in values):
         return None
     builders = _BUILDERS.get(node.name, ())
     if not builders and node.name in _pointwise.ACROSS_DIMS:

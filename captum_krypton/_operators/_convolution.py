@@ -81,7 +81,8 @@ class _Convolution(WindowRule):
     def _kernel_step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
         size = [box.size for box in boxes if box is not None]
-        weight = group.packed(self.weight, self._tile(size), depthwise=self._depthwise)
+        tile = self._tile(size) if group.winograd else 0
+        weight = group.packed(self.weight, tile, depthwise=self._depthwise)
         bias = None if self.bias is None else group.constant(self.bias)
         source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
         added = None if self.residual is None else group.patches(self.residual)
@@ -117,13 +118,14 @@ class _Convolution(WindowRule):
                 return math.prod(size) * 9.0 * channels * out_channels
             tiles = math.prod(-(-n // tile) for n in size)
             points = (tile + 2) ** 2
-            return tiles * points * (channels * out_channels + _TRANSFORM * channels)
+            transforms = _TRANSFORM * (channels + out_channels)
+            return tiles * points * (channels * out_channels + transforms)
 
         # One transform for all but the smallest patches: each is a copy of the weights.
         return min((0, 2 if max(size) <= 2 else 4), key=cost)
 
 
-_TRANSFORM = 16.0  # multiply-accumulates that a point's transforms cost a channel
+_TRANSFORM = 20.0  # multiply-accumulates that a point's transforms cost a channel
 
 
 def convolution(node: Node, view: View) -> Rule | None:

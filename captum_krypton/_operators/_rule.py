@@ -82,6 +82,10 @@ class Group(Protocol):
     def compiled(self) -> bool:
         """Whether float32 patches have the layout and the device of the compiled kernels."""
 
+    @property
+    def winograd(self) -> bool:
+        """Whether 3 x 3 convolutions may run by Winograd's algorithm."""
+
     def boxes(self, value: ValueId) -> Boxes:
         """Where the value's patches lie."""
 

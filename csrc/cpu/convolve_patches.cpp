@@ -202,7 +202,7 @@ Work<Convolution> make_work(const Convolution& conv, const Kernels& found, int64
     work.scratch =
         winograd_scratch(tile, work.block, conv.source.channels, conv.out_channels, found.panel);
   } else {
-    work.scratch = direct_scratch(work.block, taps, conv.out_channels, found.panel);
+    work.scratch = direct_scratch(work.block, taps, found.panel);
   }
   return work;
 }
@@ -329,7 +329,7 @@ Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset
   const int64_t block = even_block(units, kCellsInBlock, threads);
   run(call,
       Work<Pooling>{maximum ? found->maximum : found->average, units, block,
-                    direct_scratch(1, kernel[0] * kernel[1], 0, found->panel)},
+                    direct_scratch(1, kernel[0] * kernel[1], found->panel)},
       threads);
   return out;
 }

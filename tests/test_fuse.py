@@ -1,0 +1,102 @@
+"""Fused graphs: what joins a convolution, and what must not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_capture import names, run
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion
+from captum_krypton._analyse import analyse
+from captum_krypton._capture import capture
+from captum_krypton._fuse import fused
+from captum_krypton._graph import Graph
+from captum_krypton._simplify import simplified
+
+torch.manual_seed(0)
+FIRST = nn.Conv2d(4, 4, 3, padding=1).double()
+SECOND = nn.Conv2d(4, 4, 1).double()
+TRANSPOSED = nn.ConvTranspose2d(4, 4, 3, padding=1).double()
+
+
+def image() -> Tensor:
+    return torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(1)).double()
+
+
+def fuse(forward: Callable[[Tensor], Tensor]) -> Graph:
+    graph = simplified(capture(forward, (image(),), (True,)).graph)
+    joined = fused(analyse(graph, graph.inputs[0], (2, 3)))
+    torch.testing.assert_close(run(joined, image()), forward(image()).detach())
+    return joined
+
+
+def blocks(graph: Graph) -> list[dict[str, Any]]:
+    return [node.bound() for node in graph.nodes if "convolution_block" in node.name]
+
+
+JOINED: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[bool, float, float]]]] = {
+    "relu": (lambda x: FIRST(x).relu(), [(False, 0.0, torch.inf)]),
+    "relu in place": (lambda x: FIRST(x).relu_(), [(False, 0.0, torch.inf)]),
+    "relu6": (lambda x: F.relu6(FIRST(x)), [(False, 0.0, 6.0)]),
+    "clamp": (lambda x: FIRST(x).clamp(-0.5, 0.25), [(False, -0.5, 0.25)]),
+    "clamp of one side": (lambda x: FIRST(x).clamp(max=0.25), [(False, -torch.inf, 0.25)]),
+    "sum": (lambda x: FIRST(x) + x, [(True, -torch.inf, torch.inf)]),
+    "sum the other way, and relu": (lambda x: (x + FIRST(x)).relu(), [(True, 0.0, torch.inf)]),
+    "the dearer of two takes the sum": (
+        lambda x: (SECOND(x) + FIRST(x)).relu(),
+        [(True, 0.0, torch.inf)],
+    ),
+    "one after another": (
+        lambda x: (SECOND(FIRST(x).relu()) + x).relu(),
+        [(False, 0.0, torch.inf), (True, 0.0, torch.inf)],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", JOINED)
+def test_joined(what: str) -> None:
+    forward, expected = JOINED[what]
+    found = blocks(fuse(lambda x: forward(x).flatten(1)))
+    assert [(b["residual"] is not None, b["low"], b["high"]) for b in found] == expected
+
+
+APART: dict[str, Callable[[Tensor], Tensor]] = {
+    "another reader": lambda x: (y := FIRST(x)).relu() + y.sin(),
+    "twice itself": lambda x: (y := FIRST(x)) + y,
+    "a scaled sum": lambda x: torch.add(FIRST(x), x, alpha=2),
+    "a number": lambda x: FIRST(x) + 1,
+    "a constant": lambda x: FIRST(x) + torch.ones(4, 9, 8).double(),
+    "a broadcast": lambda x: FIRST(x) + x[:, :, :1],
+    "what changes everywhere": lambda x: FIRST(x) + x.mean((2, 3), keepdim=True).expand(x.shape),
+    "another activation": lambda x: F.silu(FIRST(x)),
+    "a transposed convolution": lambda x: TRANSPOSED(x).relu(),
+    "tensor bounds": lambda x: FIRST(x).clamp(torch.zeros(1).double(), torch.ones(1).double()),
+}
+
+
+@pytest.mark.parametrize("what", APART)
+def test_apart(what: str) -> None:
+    forward = APART[what]
+    assert not blocks(fuse(lambda x: forward(x).flatten(1)))
+
+
+def test_the_output_is_not_swallowed() -> None:
+    graph = fuse(lambda x: FIRST(x).flatten(1))
+    assert names(graph)[0] == "convolution"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_transposed_convolutions_between_clamps(dtype: torch.dtype) -> None:
+    network = nn.Sequential(FIRST, nn.ReLU(), TRANSPOSED, nn.ReLU(), nn.Flatten()).to(dtype)
+    x = image()[:1].to(dtype)
+    heat = KryptonOcclusion(network).heatmap(x, (4, 3, 3), 2, target=7)
+    assert heat.report.path == "incremental"
+    covered = x.clone()
+    covered[..., 2:5, 4:7] = 0
+    torch.testing.assert_close(heat.scores[0, 1, 2], network(covered)[0, 7].detach())
+    network.double()
