@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._graph import Node, ValueId, resolve
+from ._graph import Node, ValueId
 from ._interpret import run_graph, store
 from ._layout import from_block, in_layout, to_block
 from ._operators import Boxes, Dims, Frame, Kind, Step, along, whole_step
 from ._ops import PackedWeight, Patches, gather_patches, pack_weight, panel_size
 from ._plan import GroupPlan, Plan
 from ._regions import Box
+from ._tail import Tail, frontier
 
 __all__ = ["Execution", "RunStatistics"]
 
 Outcome = Callable[[Tensor, Tensor], Tensor]
-_TAIL_ROWS = 4096
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Execution:
         self.graph = plan.analysis.graph
         self.statistics = RunStatistics(batch_size=plan.batch_size)
         self.images = inputs[0].shape[0]
-        self.frontier = _frontier(plan)
+        self.frontier = frontier(plan)
         self.owned = self._owned()
 
     def _owned(self) -> frozenset[ValueId]:
@@ -115,7 +115,7 @@ class Execution:
         count = images.stop - images.start
         windows = self.plan.grid.total
         collected = _Collected(count, windows)
-        tail = _Tail(self.plan, self.constants, base, self._finish(images, collected))
+        tail = Tail(self.plan, self.constants, self._finish(images, collected))
         for group in self.plan.groups:
             prepared = GroupRun(self, group, base, images)
             for rows, order, values in prepared.batches(self.statistics):
@@ -446,56 +446,6 @@ class GroupRun:
             mask = part if mask is None else mask & part
         assert mask is not None
         return in_layout(torch.where(mask, fill, self.original(batch)), self.run.last)
-
-
-class _Tail:
-    """The last operators, run once for the rows of many batches."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        constants: dict[ValueId, Tensor],
-        base: Base,
-        finish: Callable[[Tensor, Tensor], None],
-    ) -> None:
-        self.plan, self.constants, self.base, self.finish = plan, constants, base, finish
-        self.graph = plan.analysis.graph
-        self.nodes = self.graph.nodes[len(self.graph.nodes) - plan.tail :]
-        self.waiting: list[dict[ValueId, Tensor]] = []
-        self.order: list[Tensor] = []
-
-    def add(self, values: dict[ValueId, Tensor], order: Tensor) -> None:
-        self.waiting.append(values)
-        self.order.append(order)
-        if not self.nodes or sum(len(o) for o in self.order) >= _TAIL_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.order:
-            return
-        order = torch.cat(self.order)
-        values = {v: torch.cat([w[v] for w in self.waiting]) for v in self.waiting[0]}
-        self.waiting, self.order = [], []
-
-        def tensor(value: ValueId) -> Tensor:
-            return values[value] if value in values else self.constants[value]
-
-        for node in self.nodes:
-            args, kwargs = resolve((node.args, node.kwargs), tensor, len(order))
-            store(values, node, node.op(*args, **kwargs))
-        self.finish(values[self.graph.output], order)
-
-
-def _frontier(plan: Plan) -> tuple[ValueId, ...]:
-    """The values that the tail reads from the batches."""
-    graph = plan.analysis.graph
-    nodes = graph.nodes[len(graph.nodes) - plan.tail :]
-    made = {v for node in nodes for v in node.outputs}
-    if not nodes:
-        return (graph.output,)
-    read = dict.fromkeys(v for node in nodes for v in node.operands())
-    kinds = plan.analysis.kinds
-    return tuple(v for v in read if v not in made and kinds[v] is not Kind.CONSTANT)
 
 
 def _same(a: Boxes, b: Boxes) -> bool:

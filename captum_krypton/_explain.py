@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from ._graph import Node
 from ._operators import Kind
+from ._ops import convolution_block
 from ._plan import Plan
 
 __all__ = ["Explanation", "OperatorRow", "explain"]
@@ -15,7 +18,7 @@ class OperatorRow:
     """One operator of a plan.
 
     Attributes:
-        operator: its ATen name.
+        operator: its ATen name; for a convolution that adds or clamps as well, its parts' names.
         kind: "local", "global" or "shared" (it runs for the untouched input alone).
         output: the output's shape without the batch.
         patch: the largest patch, one size a window axis; empty for global operators.
@@ -82,8 +85,21 @@ def _rows(plan: Plan) -> list[OperatorRow]:
                     if b is not None and full is not None:
                         share *= b.size / full
                 mean += cost.macs * share * group.positions / positions
-        rows.append(OperatorRow(node.name, kind, output, patch, read, cost.macs, mean))
+        rows.append(OperatorRow(_name(node), kind, output, patch, read, cost.macs, mean))
     return rows
+
+
+def _name(node: Node) -> str:
+    """The operator's name, a convolution's with what has joined it."""
+    if node.op is not convolution_block:
+        return node.name
+    named = node.bound()
+    parts = ["aten.convolution"]
+    if named["residual"] is not None:
+        parts.append("add")
+    if (named["low"], named["high"]) != (-math.inf, math.inf):
+        parts.append("clamp")
+    return "+".join(parts)
 
 
 def _totals(plan: Plan) -> str:

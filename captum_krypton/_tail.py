@@ -1,0 +1,76 @@
+"""The last operators of a graph, run once for the rows of many batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ._graph import ValueId, resolve
+from ._interpret import store
+from ._operators import Kind
+from ._plan import Plan
+
+__all__ = ["Tail", "frontier"]
+
+_WAITING_BYTES = 1 << 26  # values of finished batches that wait for the tail
+
+
+class Tail:
+    """The last operators, run once for the rows of many batches.
+
+    Args:
+        plan: the plan.
+        constants: from `prepare_constants`.
+        finish: told the output rows and their places in the result.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        constants: dict[ValueId, Tensor],
+        finish: Callable[[Tensor, Tensor], None],
+    ) -> None:
+        self.plan, self.constants, self.finish = plan, constants, finish
+        self.graph = plan.analysis.graph
+        self.nodes = self.graph.nodes[len(self.graph.nodes) - plan.tail :]
+        self.waiting: list[dict[ValueId, Tensor]] = []
+        self.order: list[Tensor] = []
+        self.bytes = 0
+
+    def add(self, values: dict[ValueId, Tensor], order: Tensor) -> None:
+        """Takes a batch's `frontier` values, and the places of its rows in the result."""
+        self.waiting.append(values)
+        self.order.append(order)
+        self.bytes += sum(t.numel() * t.element_size() for t in values.values())
+        if not self.nodes or self.bytes >= _WAITING_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Runs the tail for all rows that wait."""
+        if not self.order:
+            return
+        order = torch.cat(self.order)
+        values = {v: torch.cat([w[v] for w in self.waiting]) for v in self.waiting[0]}
+        self.waiting, self.order, self.bytes = [], [], 0
+
+        def tensor(value: ValueId) -> Tensor:
+            return values[value] if value in values else self.constants[value]
+
+        for node in self.nodes:
+            args, kwargs = resolve((node.args, node.kwargs), tensor, len(order))
+            store(values, node, node.op(*args, **kwargs))
+        self.finish(values[self.graph.output], order)
+
+
+def frontier(plan: Plan) -> tuple[ValueId, ...]:
+    """The values that the tail reads from the batches."""
+    graph = plan.analysis.graph
+    nodes = graph.nodes[len(graph.nodes) - plan.tail :]
+    made = {v for node in nodes for v in node.outputs}
+    if not nodes:
+        return (graph.output,)
+    read = dict.fromkeys(v for node in nodes for v in node.operands())
+    kinds = plan.analysis.kinds
+    return tuple(v for v in read if v not in made and kinds[v] is not Kind.CONSTANT)

@@ -1,0 +1,106 @@
+"""What `KryptonOcclusion.explain` says of a plan, before it runs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion
+
+WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.third = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.head = nn.Linear(8, 5)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = self.first(x).relu()
+        x = (self.second(x) + x).relu()
+        return self.head(self.third(x).flatten(2).softmax(2).mean(2))
+
+
+@pytest.fixture
+def network() -> Residual:
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+def test_one_row_an_operator(network: Residual) -> None:
+    explanation = KryptonOcclusion(network).explain(torch.rand(1, 3, 32, 24), **WINDOWS, target=1)
+    ((rows, totals),) = explanation.plans
+    assert explanation.fallback == ""
+    assert [row.operator.removeprefix("aten.") for row in rows[:5]] == [
+        "convolution+clamp",
+        "convolution+add+clamp",
+        "convolution",
+        "reshape",
+        "_softmax",
+    ]
+    first, second, third, _, softmax = rows[:5]
+    assert [row.kind for row in rows[:5]] == ["local", "local", "local", "global", "global"]
+    assert (first.output, first.patch, first.read) == ((8, 32, 24), (6, 6), (8, 8))
+    assert (second.output, second.patch, second.read) == ((8, 32, 24), (8, 8), (10, 10))
+    assert (third.output, third.patch) == ((8, 16, 12), (5, 5))
+    assert softmax.patch == ()
+    assert first.macs_full == 32 * 24 * 9 * 3 * 8
+    assert 0 < first.macs_incremental <= 36 * 9 * 3 * 8
+    assert "windows 48 (1 x 8 x 6)" in totals
+    full = sum(row.macs_full for row in rows)
+    assert f"full {full:,}" in totals
+    assert "aten._softmax" in totals.splitlines()[-1]
+
+
+def test_totals_are_the_reports(network: Residual) -> None:
+    explainer, x = KryptonOcclusion(network), torch.rand(1, 3, 32, 24)
+    ((rows, totals),) = explainer.explain(x, **WINDOWS, target=1).plans
+    report = explainer.heatmap(x, **WINDOWS, target=1).report
+    speedup = sum(row.macs_full for row in rows) / sum(row.macs_incremental for row in rows)
+    assert math.isclose(report.theoretical_speedup, speedup, rel_tol=1e-6)
+    assert f"theoretical speed-up {report.theoretical_speedup:.2f}" in totals
+    assert f"groups {report.groups}" in totals
+
+
+def test_windows_are_not_run(network: Residual) -> None:
+    x = torch.rand(1, 3, 32, 24)
+    explainer = KryptonOcclusion(network)
+    explainer.explain(x, **WINDOWS, target=1)
+    assert network.calls <= 4  # the capture's two calls, and the untouched input
+
+
+def test_a_table_for_people(network: Residual) -> None:
+    text = str(KryptonOcclusion(network).explain(torch.rand(1, 3, 32, 24), **WINDOWS, target=1))
+    lines = text.splitlines()
+    assert (
+        lines[0].split() == "operator kind output patch read-in MACs full MACs incremental".split()
+    )
+    assert lines[1].split()[:5] == ["convolution+clamp", "local", "8x32x24", "6x6", "8x8"]
+
+
+def test_each_input_has_a_plan() -> None:
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return (a.relu() * 2).flatten(1).sum(1, keepdim=True) + b.flatten(1).mean(1, keepdim=True)
+
+    inputs = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 12, 12)
+    explanation = KryptonOcclusion(forward).explain(
+        inputs, ((3, 4, 4), (3, 4, 4)), ((3, 4, 4), (3, 4, 4)), target=0
+    )
+    assert [totals.split()[1] for _, totals in explanation.plans] == ["4", "9"]
+
+
+def test_a_fallback_is_named() -> None:
+    explanation = KryptonOcclusion(lambda x: (x + torch.rand_like(x)).flatten(1)).explain(
+        torch.rand(1, 3, 8, 8), **WINDOWS, target=0
+    )
+    assert explanation.plans == ()
+    assert str(explanation).startswith("Captum's own path: ")
+    assert "random" in explanation.fallback
