@@ -35,6 +35,7 @@ def simplified(graph: Graph) -> Graph:
     _drop_identities(graph)
     _restore_linear(graph)
     _fold_batch_norms(graph)
+    _pack_attention(graph)
     graph = graph.dead_code_eliminated()
     for i, node in enumerate(graph.nodes):
         if node.name in _VIEWS:
@@ -129,6 +130,27 @@ def _fold_batch_norms(graph: Graph) -> None:
         args[1], args[2] = Value(new_weight), Value(new_bias)
         conv.args = tuple(args)
         _replace(graph, node.outputs[0], source)
+
+
+def _pack_attention(graph: Graph) -> None:
+    """Gives fused attention packed operands.
+
+    PyTorch chooses the kernel by its operands' strides, and the kernel relies on them. Patches and
+    volumes may have others than the recorded call's.
+    """
+    for i in reversed(range(len(graph.nodes))):
+        node = graph.nodes[i]
+        if not node.name.startswith("aten._scaled_dot_product_"):
+            continue
+        packed: list[Node] = []
+
+        def pack(value: Value, packed: list[Node] = packed) -> Value:
+            made = graph.new_value(graph.shapes[value.id], graph.dtypes[value.id])
+            packed.append(Node(aten.contiguous.default, (value,), {}, (made,)))
+            return Value(made)
+
+        node.args, node.kwargs = map_arguments((node.args, node.kwargs), pack)
+        graph.nodes[i:i] = packed
 
 
 def _affine(graph: Graph, named: dict[str, object]) -> tuple[Tensor, Tensor]:

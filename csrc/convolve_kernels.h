@@ -163,26 +163,27 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
   }
 }
 
-// Calls `work.template run<Rows>()` with as many rows as are left.
-template <int Rows>
-struct Remainder {
-  template <typename Work>
-  static KRYPTON_INLINE void run(int64_t left, const Work& work) {
-    if (left == Rows) {
-      work.template run<Rows>();
-    } else {
-      Remainder<Rows - 1>::run(left, work);
-    }
+constexpr int power_of_two_below(int rows) {
+  int power = 1;
+  while (2 * power < rows) {
+    power *= 2;
   }
-};
+  return power;
+}
 
-template <>
-struct Remainder<0> {
-  template <typename Work>
-  static KRYPTON_INLINE void run(int64_t, const Work&) {}
-};
+// Calls `work.template run<n>(row)` for all rows from `row` to `rows`, n of them at a time: as many
+// as fill the registers, then powers of two.
+template <int Rows, typename Work>
+KRYPTON_INLINE void for_rows(int64_t row, int64_t rows, const Work& work) {
+  for (; row + Rows <= rows; row += Rows) {
+    work.template run<Rows>(row);
+  }
+  if constexpr (Rows > 1) {
+    for_rows<power_of_two_below(Rows)>(row, rows, work);
+  }
+}
 
-struct RowsLeft {
+struct MultiplyRows {
   const float* cells;
   int64_t depth;
   const float* weight;
@@ -190,25 +191,25 @@ struct RowsLeft {
   int64_t out_stride;
 
   template <int Rows>
-  KRYPTON_INLINE void run() const {
-    multiply_rows<Rows>(cells, depth, weight, out, out_stride);
+  KRYPTON_INLINE void run(int64_t row) const {
+    multiply_rows<Rows>(cells + row * depth, depth, weight, out + row * out_stride, out_stride);
   }
 };
 
 template <bool Finished>
-struct CellsLeft {
+struct MultiplyCells {
   const float* const* cells;
   int64_t taps, depth;
   const float* weight;
   float* out;
   int64_t out_stride;
   const Finish& finish;
-  int64_t first_row, channel;
+  int64_t channel;
 
   template <int Rows>
-  KRYPTON_INLINE void run() const {
-    multiply_cells<Rows, Finished>(cells, taps, depth, weight, out, out_stride, finish, first_row,
-                                   channel);
+  KRYPTON_INLINE void run(int64_t row) const {
+    multiply_cells<Rows, Finished>(cells + row * taps, taps, depth, weight, out + row * out_stride,
+                                   out_stride, finish, row, channel);
   }
 };
 
@@ -406,15 +407,9 @@ struct Winograd {
     const float* weight = conv.weight;
     for (int point = 0; point < kPoints; ++point) {
       for (int64_t k = 0; k < padded; k += kPanel) {
-        const float* cells = scratch + point * plane;
-        float* out = products + point * out_plane + k;
-        int64_t tile = 0;
-        for (; tile + kRows <= tiles; tile += kRows) {
-          multiply_rows<kRows>(cells + tile * channels, channels, weight, out + tile * padded,
-                               padded);
-        }
-        Remainder<kRows - 1>::run(tiles - tile, RowsLeft{cells + tile * channels, channels, weight,
-                                                         out + tile * padded, padded});
+        float* const out = products + point * out_plane + k;
+        for_rows<kRows>(0, tiles,
+                        MultiplyRows{scratch + point * plane, channels, weight, out, padded});
         weight += channels * kPanel;
       }
     }
@@ -449,20 +444,6 @@ KRYPTON_INLINE const float* residual_cell(const Convolution& conv, const Cell& a
   return conv.residual ? view(*conv.residual, at.window).at(at.row, at.column) : nullptr;
 }
 
-template <bool Finished>
-KRYPTON_INLINE void multiply_panel(const float* const* cells, int64_t units, int64_t count,
-                                   int64_t depth, const float* weight, float* out,
-                                   int64_t out_stride, const Finish& finish, int64_t channel) {
-  int64_t unit = 0;
-  for (; unit + kRows <= units; unit += kRows) {
-    multiply_cells<kRows, Finished>(cells + unit * count, count, depth, weight,
-                                    out + unit * out_stride, out_stride, finish, unit, channel);
-  }
-  Remainder<kRows - 1>::run(units - unit, CellsLeft<Finished>{cells + unit * count, count, depth,
-                                                              weight, out + unit * out_stride,
-                                                              out_stride, finish, unit, channel});
-}
-
 void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
   const int64_t count = conv.kernel[0] * conv.kernel[1];
   const int64_t units = end - begin;
@@ -481,14 +462,17 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
   const float* weight = conv.weight;
   int64_t k = 0;
   for (; k + kPanel <= out_channels; k += kPanel) {
-    multiply_panel<true>(cells, units, count, depth, weight, out + k, out_channels, finish, k);
+    for_rows<kRows>(
+        0, units,
+        MultiplyCells<true>{cells, count, depth, weight, out + k, out_channels, finish, k});
     weight += count * depth * kPanel;
   }
   if (k == out_channels) {
     return;
   }
   // A panel that is not full: its sums go through memory of our own.
-  multiply_panel<false>(cells, units, count, depth, weight, last, kPanel, finish, k);
+  for_rows<kRows>(0, units,
+                  MultiplyCells<false>{cells, count, depth, weight, last, kPanel, finish, k});
   for (int64_t unit = 0; unit < units; ++unit) {
     for (int64_t c = k; c < out_channels; ++c) {
       out[unit * out_channels + c] = finish.apply(last[unit * kPanel + c - k], unit, c);

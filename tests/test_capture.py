@@ -149,6 +149,19 @@ def test_linear_layers_come_back() -> None:
     torch.testing.assert_close(run(graph, x), network(x).mean(1).detach())
 
 
+def test_fused_attention_does_not_depend_on_the_recorded_layout() -> None:
+    def forward(x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+
+    x = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    last = x.contiguous(memory_format=torch.channels_last)
+    graph = simplified(captured(forward, last))
+    assert "attention" in " ".join(names(graph))
+    torch.testing.assert_close(run(graph, x), forward(x))
+    torch.testing.assert_close(run(graph, last), forward(x))
+
+
 def test_graphs_of_one_function_agree() -> None:
     x = torch.rand(2, 3, 8, 8)
     network = conv_norm(nn.Conv2d)
