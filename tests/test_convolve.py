@@ -182,7 +182,7 @@ def test_kernels_of_other_processors(kernels: str) -> None:
         pytest.skip("runs inside of another")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", __file__, "-p", "no:cacheprovider", "-n0"],
-        env={**os.environ, "KRYPTON_KERNELS": kernels},
+        env={**os.environ, "KRYPTON_KERNELS": kernels, "PYTEST_ADDOPTS": ""},
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
