@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch.utils.flop_counter import flop_registry
@@ -127,9 +126,6 @@ def multiply_accumulates(graph: Graph, node: Node) -> int:
         for size in graph.size(node.results[0], 1)[1:-1]:
             rows *= size
         return rows * weight[0] * weight[1]
-    if node.name == "captum_krypton.convolution_block":
-        weight = graph.size(node.operands()[1], 1)
-        return math.prod(graph.size(node.results[0], 1)[2:]) * math.prod(weight)
     formula = flop_registry.get(getattr(node.op, "overloadpacket", None))
     if formula is None:
         return 0

@@ -51,10 +51,9 @@ class Compiled:
         if key not in self._plans:
             tensor = call.inputs[position]
             axes = window_axes(grid)
+            occluded, dims = self.graph.inputs[position], tuple(axis + 1 for axis in axes)
             plans = []
             for incremental in (True, False):
-                occluded = self.graph.inputs[position]
-                dims = tuple(axis + 1 for axis in axes)
                 analysis = analyse(self.graph, occluded, dims, incremental=incremental)
                 if incremental:
                     analysis = analyse(fused(analysis), occluded, dims)

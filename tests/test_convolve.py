@@ -19,12 +19,12 @@ from torch import Tensor
 
 from captum_krypton._ops import (
     Patches,
+    _reference,
     convolution_block,
     convolve_patches,
     pack_weight,
     panel_size,
 )
-from captum_krypton._ops._convolve import _reference
 
 EPSILON = torch.finfo(torch.float32).eps
 
@@ -76,7 +76,7 @@ class Case:
         base, patch, offset = parts(self.source)
         weight = cast(self.weight)
         assert weight is not None
-        return _reference(
+        return _reference.convolve_patches(
             base,
             patch,
             self.source.image,
@@ -246,7 +246,7 @@ def test_not_a_number_stays(tile: int) -> None:
 
 
 @pytest.mark.parametrize("tile", [2, 4])
-def test_winograd_is_as_exact_as_a_direct_convolution(tile: int) -> None:
+def test_winograds_error_is_a_small_multiple_of_a_direct_convolutions(tile: int) -> None:
     """Root mean square errors against float64, of activations as networks have them."""
     noise = torch.Generator().manual_seed(0)
     x = torch.randn(2, 256, 24, 24, generator=noise).relu()
@@ -260,7 +260,7 @@ def test_winograd_is_as_exact_as_a_direct_convolution(tile: int) -> None:
 
     made = convolve_patches(source, zeros - 1, pack_weight(weight, tile), None, (24, 24))
     direct = F.conv2d(x, weight, padding=1)
-    assert error(made) <= 8 * error(direct) + 1e-7
+    assert error(made) <= 3 * error(direct)
 
 
 @given(data=st.data())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from captum_krypton._ops._library import library
 
@@ -49,3 +50,14 @@ def finish(out: Tensor, residual: Tensor | None, low: float, high: float) -> Ten
 library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
 convolution_block = torch.ops.captum_krypton.convolution_block.default
 """Clamp(convolution(input) + residual), on whole volumes."""
+
+
+@register_flop_formula(torch.ops.captum_krypton.convolution_block)
+def _convolution_block_flops(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *rest: object,
+    out_shape: Sequence[int],
+    **named: object,
+) -> int:
+    return conv_flop_count(list(input_shape), list(weight_shape), list(out_shape))

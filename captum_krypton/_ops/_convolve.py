@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_krypton._ops import _loader
-from captum_krypton._ops._gather import gather_patches
+from captum_krypton._ops import _loader, _reference
 from captum_krypton._ops._library import library
 
 __all__ = ["PackedWeight", "Patches", "convolve_patches", "pack_weight", "panel_size"]
@@ -181,45 +179,6 @@ def convolve_patches(
     return result
 
 
-def _reference(
-    base: Tensor,
-    patch: Tensor,
-    image: Tensor,
-    patch_offset: Tensor,
-    read_offset: Tensor,
-    weight: Tensor,
-    packed: Tensor,
-    bias: Tensor | None,
-    size: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    tile: int,
-    residual_base: Tensor | None,
-    residual_patch: Tensor | None,
-    residual_offset: Tensor | None,
-    output_offset: Tensor | None,
-    low: float,
-    high: float,
-) -> Tensor:
-    """The plain-torch twin: gathers the blocks and convolves them directly."""
-    kernel = weight.shape[2:]
-    read_size = [
-        (n - 1) * s + (k - 1) * d + 1
-        for n, s, k, d in zip(size, stride, kernel, dilation, strict=True)
-    ]
-    block = gather_patches(base, patch, image, patch_offset, read_offset, read_size)
-    groups = base.shape[1] // weight.shape[1]
-    out = F.conv2d(block, weight, bias, tuple(stride), 0, tuple(dilation), groups)
-    if residual_base is not None:
-        assert residual_patch is not None
-        assert residual_offset is not None
-        assert output_offset is not None
-        out = out + gather_patches(
-            residual_base, residual_patch, image, residual_offset, output_offset, size
-        )
-    return out.clamp(low, high).contiguous(memory_format=torch.channels_last)
-
-
 def _fake(
     base: Tensor,
     patch: Tensor,
@@ -236,5 +195,5 @@ def _fake(
     return base.new_empty(shape).contiguous(memory_format=torch.channels_last)
 
 
-library.impl("convolve_patches", _reference, "CompositeExplicitAutograd")
+library.impl("convolve_patches", _reference.convolve_patches, "CompositeExplicitAutograd")
 torch.library.register_fake("captum_krypton::convolve_patches", _fake, lib=library)

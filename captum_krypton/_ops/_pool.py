@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from captum_krypton._ops import _loader
+from captum_krypton._ops import _loader, _reference
 from captum_krypton._ops._convolve import Patches
-from captum_krypton._ops._gather import gather_patches
 from captum_krypton._ops._library import library
 
 __all__ = ["pool_patches"]
@@ -62,35 +59,6 @@ def pool_patches(
     return result
 
 
-def _reference(
-    base: Tensor,
-    patch: Tensor,
-    image: Tensor,
-    patch_offset: Tensor,
-    read_offset: Tensor,
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    maximum: bool,
-    divisor: float,
-) -> Tensor:
-    """The plain-torch twin: gathers the blocks and pools them."""
-    read_size = [
-        (n - 1) * s + (k - 1) * d + 1
-        for n, s, k, d in zip(size, stride, kernel, dilation, strict=True)
-    ]
-    fill = -math.inf if maximum else 0.0
-    block = gather_patches(base, patch, image, patch_offset, read_offset, read_size, fill)
-    if maximum:
-        pooled = F.max_pool2d(block, tuple(kernel), tuple(stride), 0, tuple(dilation))
-    else:
-        ones = block.new_ones(block.shape[1], 1, *kernel)
-        pooled = F.conv2d(block, ones, None, tuple(stride), 0, tuple(dilation), block.shape[1])
-        pooled = pooled / divisor
-    return pooled.contiguous(memory_format=torch.channels_last)
-
-
 def _fake(
     base: Tensor,
     patch: Tensor,
@@ -104,5 +72,5 @@ def _fake(
     return base.new_empty(shape).contiguous(memory_format=torch.channels_last)
 
 
-library.impl("pool_patches", _reference, "CompositeExplicitAutograd")
+library.impl("pool_patches", _reference.pool_patches, "CompositeExplicitAutograd")
 torch.library.register_fake("captum_krypton::pool_patches", _fake, lib=library)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOWEST", "gather_patches", "result_format"]
+__all__ = ["LOWEST", "convolve_patches", "gather_patches", "pool_patches", "result_format"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -84,3 +86,74 @@ def gather_patches(
     result = torch.empty(shape, dtype=base.dtype, device=device, memory_format=memory_format)
     torch.where(inside[..., None], block, padding, out=result.movedim(1, -1))
     return result
+
+
+def _read_size(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
+    """The cells that output patches of `size` read, along each axis (Eq. 24-25)."""
+    return [
+        (n - 1) * s + (k - 1) * d + 1
+        for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)
+    ]
+
+
+def convolve_patches(
+    base: Tensor,
+    patch: Tensor,
+    image: Tensor,
+    patch_offset: Tensor,
+    read_offset: Tensor,
+    weight: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    tile: int,
+    residual_base: Tensor | None,
+    residual_patch: Tensor | None,
+    residual_offset: Tensor | None,
+    output_offset: Tensor | None,
+    low: float,
+    high: float,
+) -> Tensor:
+    """The reference of `captum_krypton::convolve_patches`: direct, on gathered blocks."""
+    read_size = _read_size(size, weight.shape[2:], stride, dilation)
+    block = gather_patches(base, patch, image, patch_offset, read_offset, read_size, 0.0)
+    groups = base.shape[1] // weight.shape[1]
+    out = F.conv2d(block, weight, bias, tuple(stride), 0, tuple(dilation), groups)
+    if residual_base is not None:
+        assert residual_patch is not None
+        assert residual_offset is not None
+        assert output_offset is not None
+        out = out + gather_patches(
+            residual_base, residual_patch, image, residual_offset, output_offset, size, 0.0
+        )
+    return out.clamp(low, high).contiguous(memory_format=torch.channels_last)
+
+
+def pool_patches(
+    base: Tensor,
+    patch: Tensor,
+    image: Tensor,
+    patch_offset: Tensor,
+    read_offset: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    maximum: bool,
+    divisor: float,
+) -> Tensor:
+    """The reference of `captum_krypton::pool_patches`, on gathered blocks."""
+    read_size = _read_size(size, kernel, stride, dilation)
+    fill = -math.inf if maximum else 0.0
+    block = gather_patches(base, patch, image, patch_offset, read_offset, read_size, fill)
+    if maximum:
+        pooled = F.max_pool2d(block, tuple(kernel), tuple(stride), 0, tuple(dilation))
+    else:
+        ones = block.new_ones(block.shape[1], 1, *kernel)
+        pooled = F.conv2d(block, ones, None, tuple(stride), 0, tuple(dilation), block.shape[1])
+        pooled = pooled / divisor
+    return pooled.contiguous(memory_format=torch.channels_last)
