@@ -104,22 +104,33 @@ struct Finish {
 
 // --- Matrix product: out (rows, panel) = cells (rows, depth) x panel of weights (depth, panel).
 
-// Rows lie one after another.
+// Adds the products of `depth` numbers of every row to its sums.
 template <int Rows>
-KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float* weight,
-                                  float* out, int64_t out_stride) {
-  Vector sums[Rows][2] = {};
+KRYPTON_INLINE void accumulate(const float* const (&rows)[Rows], int64_t depth, const float* weight,
+                               Vector (&sums)[Rows][2]) {
   for (int64_t k = 0; k < depth; ++k) {
     const Vector first = load<Vector>(weight);
     const Vector second = load<Vector>(weight + kLanes);
     weight += kPanel;
 #pragma GCC unroll 16
     for (int row = 0; row < Rows; ++row) {
-      const float value = cells[row * depth + k];
-      sums[row][0] += value * first;
-      sums[row][1] += value * second;
+      sums[row][0] += rows[row][k] * first;
+      sums[row][1] += rows[row][k] * second;
     }
   }
+}
+
+// Rows lie one after another.
+template <int Rows>
+KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float* weight,
+                                  float* out, int64_t out_stride) {
+  Vector sums[Rows][2] = {};
+  const float* rows[Rows];
+#pragma GCC unroll 16
+  for (int row = 0; row < Rows; ++row) {
+    rows[row] = cells + row * depth;
+  }
+  accumulate<Rows>(rows, depth, weight, sums);
 #pragma GCC unroll 16
   for (int row = 0; row < Rows; ++row) {
     store(out + row * out_stride, sums[row][0]);
@@ -140,16 +151,8 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
     for (int row = 0; row < Rows; ++row) {
       rows[row] = cells[row * taps + tap];
     }
-    for (int64_t k = 0; k < depth; ++k) {
-      const Vector first = load<Vector>(weight);
-      const Vector second = load<Vector>(weight + kLanes);
-      weight += kPanel;
-#pragma GCC unroll 16
-      for (int row = 0; row < Rows; ++row) {
-        sums[row][0] += rows[row][k] * first;
-        sums[row][1] += rows[row][k] * second;
-      }
-    }
+    accumulate<Rows>(rows, depth, weight, sums);
+    weight += depth * kPanel;
   }
 #pragma GCC unroll 16
   for (int row = 0; row < Rows; ++row) {

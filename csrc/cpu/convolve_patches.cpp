@@ -18,13 +18,11 @@
 #include <vector>
 
 #include "../convolve.h"
+#include "../tensors.h"
 
 namespace captum_krypton {
 namespace {
 
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 bool has_avx2() {
@@ -96,26 +94,6 @@ void check(const char* name, const Tensor& tensor, ScalarType dtype, int64_t dim
                   " has another device, type or number of dimensions than expected");
 }
 
-void check_index(const char* name, const Tensor& tensor, int64_t windows, int64_t columns) {
-  check(name, tensor, ScalarType::Long, columns == 1 ? 1 : 2);
-  STD_TORCH_CHECK(tensor.size(0) == windows && tensor.numel() == windows * columns, name, " has ",
-                  tensor.numel(), " elements; expected ", columns, " for each of ", windows,
-                  " windows");
-}
-
-// The tensor with its channels last in memory.
-Tensor channels_last(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  int64_t expected = 1;
-  bool packed = true;
-  for (const size_t axis : {1, 3, 2, 0}) {
-    packed = packed && (sizes[axis] == 1 || strides[axis] == expected);
-    expected *= sizes[axis];
-  }
-  return packed ? tensor : torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
-}
-
 // Tensors that a source points into; they live as long as it does.
 struct Held {
   Tensor base, patch, image, patch_offset, read_offset;
@@ -143,20 +121,19 @@ Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Te
   const int64_t windows = patch.size(0);
   STD_TORCH_CHECK(patch.size(1) == base.size(1), "patch has ", patch.size(1),
                   " channels; expected those of base, ", base.size(1));
+  check("image", image, ScalarType::Long, 1);
+  check("patch_offset", patch_offset, ScalarType::Long, 2);
+  check("read_offset", read_offset, ScalarType::Long, 2);
   check_index("image", image, windows, 1);
   check_index("patch_offset", patch_offset, windows, 2);
   check_index("read_offset", read_offset, windows, 2);
-  Held held{channels_last(base),
-            channels_last(patch),
-            torch::stable::contiguous(image),
-            torch::stable::contiguous(patch_offset),
-            torch::stable::contiguous(read_offset),
+  Held held{pack(base, MemoryFormat::ChannelsLast),
+            pack(patch, MemoryFormat::ChannelsLast),
+            pack(image, MemoryFormat::Contiguous),
+            pack(patch_offset, MemoryFormat::Contiguous),
+            pack(read_offset, MemoryFormat::Contiguous),
             std::vector<float>(static_cast<size_t>(base.size(1)), padding)};
-  const int64_t* rows = held.image.const_data_ptr<int64_t>();
-  for (int64_t window = 0; window < windows; ++window) {
-    STD_TORCH_CHECK(rows[window] >= 0 && rows[window] < base.size(0), "image names row ",
-                    rows[window], " of base; expected 0 to ", base.size(0) - 1);
-  }
+  check_images(held.image, base.size(0));
   return held;
 }
 

@@ -14,13 +14,10 @@
 #include <vector>
 
 #include "../patch_index.h"
+#include "../tensors.h"
 
 namespace captum_krypton {
 namespace {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Bytes that make it worth a thread's while to wake up.
 constexpr int64_t kGrainBytes = 32 * 1024;
@@ -88,30 +85,6 @@ MemoryFormat result_format(const Tensor& base) {
     return MemoryFormat::Contiguous;
   }
   return base.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
-}
-
-// Whether the elements lie as Volume::at says. Strides of axes of size 1 mean nothing.
-bool is_packed(const Tensor& tensor, MemoryFormat format) {
-  if (format == MemoryFormat::Contiguous) {
-    return tensor.is_contiguous();
-  }
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  int64_t expected = 1;
-  const auto fits = [&](size_t axis) {
-    const bool result = sizes[axis] == 1 || strides[axis] == expected;
-    expected *= sizes[axis];
-    return result;
-  };
-  bool result = fits(1);
-  for (size_t axis = sizes.size() - 1; axis >= 2; --axis) {
-    result = result && fits(axis);
-  }
-  return result && fits(0);
-}
-
-Tensor pack(const Tensor& tensor, MemoryFormat format) {
-  return is_packed(tensor, format) ? tensor : torch::stable::contiguous(tensor, format);
 }
 
 template <typename Sizes>
@@ -218,14 +191,6 @@ struct Job {
   }
 };
 
-void check_index(const char* name, const Tensor& tensor, int64_t windows, int64_t columns) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long, name,
-                  " is not int64 on the CPU, where base is");
-  STD_TORCH_CHECK(tensor.numel() == windows * columns && tensor.size(0) == windows, name, " has ",
-                  tensor.numel(), " elements; expected ", columns, " for each of ", windows,
-                  " windows");
-}
-
 Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset,
                       Tensor read_offset, std::vector<int64_t> read_size, double fill) {
   const int64_t rank = base.dim() - 2;
@@ -255,11 +220,7 @@ Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offs
   const Tensor packed_image = pack(image, MemoryFormat::Contiguous);
   const Tensor packed_patch_offset = pack(patch_offset, MemoryFormat::Contiguous);
   const Tensor packed_read_offset = pack(read_offset, MemoryFormat::Contiguous);
-  const int64_t* rows = packed_image.const_data_ptr<int64_t>();
-  for (int64_t window = 0; window < windows; ++window) {
-    STD_TORCH_CHECK(rows[window] >= 0 && rows[window] < base.size(0), "image names row ",
-                    rows[window], " of base; expected 0 to ", base.size(0) - 1);
-  }
+  check_images(packed_image, base.size(0));
   if (block.numel() == 0) {
     return block;
   }
@@ -269,7 +230,7 @@ Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offs
                 static_cast<const char*>(packed_base.const_data_ptr()),
                 static_cast<const char*>(packed_patch.const_data_ptr()),
                 static_cast<char*>(block.mutable_data_ptr()),
-                rows,
+                packed_image.const_data_ptr<int64_t>(),
                 packed_patch_offset.const_data_ptr<int64_t>(),
                 packed_read_offset.const_data_ptr<int64_t>(),
                 rank,

@@ -1,0 +1,60 @@
+// What the kernels for the CPU ask of their tensors.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace captum_krypton {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Whether the elements lie side by side in the order of the format. Strides of axes of size 1 mean
+// nothing.
+inline bool is_packed(const Tensor& tensor, MemoryFormat format) {
+  if (format == MemoryFormat::Contiguous) {
+    return tensor.is_contiguous();
+  }
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  int64_t expected = 1;
+  const auto fits = [&](size_t axis) {
+    const bool result = sizes[axis] == 1 || strides[axis] == expected;
+    expected *= sizes[axis];
+    return result;
+  };
+  bool result = fits(1);
+  for (size_t axis = sizes.size() - 1; axis >= 2; --axis) {
+    result = result && fits(axis);
+  }
+  return result && fits(0);
+}
+
+inline Tensor pack(const Tensor& tensor, MemoryFormat format) {
+  return is_packed(tensor, format) ? tensor : torch::stable::contiguous(tensor, format);
+}
+
+inline void check_index(const char* name, const Tensor& tensor, int64_t windows, int64_t columns) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long, name,
+                  " is not int64 on the CPU, where base is");
+  STD_TORCH_CHECK(tensor.numel() == windows * columns && tensor.size(0) == windows, name, " has ",
+                  tensor.numel(), " elements; expected ", columns, " for each of ", windows,
+                  " windows");
+}
+
+// `image` is contiguous and names one of `images` rows of the base for every window.
+inline void check_images(const Tensor& image, int64_t images) {
+  const int64_t* const rows = image.const_data_ptr<int64_t>();
+  for (int64_t window = 0; window < image.numel(); ++window) {
+    STD_TORCH_CHECK(rows[window] >= 0 && rows[window] < images, "image names row ", rows[window],
+                    " of base; expected 0 to ", images - 1);
+  }
+}
+
+}  // namespace captum_krypton
