@@ -17,8 +17,10 @@ from ._fuse import fused
 from ._graph import BatchInt, ValueId
 from ._interpret import prepare_constants
 from ._layout import channels_last
-from ._ops import PackedWeight
+from ._operators import Algorithm, Means
+from ._ops import PackedWeight, panel_size
 from ._plan import Plan, make_plan
+from ._rates import rates_of
 from ._recorder import NotCapturable
 from ._simplify import simplified
 from ._windows import WindowGrid
@@ -39,15 +41,18 @@ class Compiled:
         first = call.inputs[0]
         self.last = channels_last(first)
         self.constants = prepare_constants(self.graph, self.last)
-        self.packs: dict[tuple[ValueId, int], PackedWeight] = {}
+        self.packs: dict[tuple[ValueId, Algorithm], PackedWeight] = {}
         self.checked: set[tuple[Any, ...]] = set()
         self.notes: dict[tuple[Any, ...], list[Any]] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
-    def plan(self, call: Call, position: int, *, memory_budget: int, most_rows: int) -> Plan:
+    def plan(
+        self, call: Call, position: int, *, memory_budget: int, most_rows: int, winograd: bool
+    ) -> Plan:
         """The plan for occluding one of the inputs: the cheaper of patches and whole volumes."""
         grid = call.grids[position]
-        key = (position, grid, call.examples, memory_budget, most_rows)
+        means = self._means(call.inputs[position].device, winograd)
+        key = (position, grid, call.examples, memory_budget, most_rows, means)
         if key not in self._plans:
             tensor = call.inputs[position]
             axes = window_axes(grid)
@@ -62,14 +67,19 @@ class Compiled:
                         analysis,
                         grid,
                         axes,
+                        means=means,
                         images=call.examples,
                         memory_budget=memory_budget,
                         most_rows=most_rows,
                         element_bytes=tensor.element_size(),
                     )
                 )
-            self._plans[key] = min(plans, key=lambda plan: plan.cost)
+            self._plans[key] = min(plans, key=lambda plan: plan.seconds)
         return self._plans[key]
+
+    def _means(self, device: torch.device, winograd: bool) -> Means:
+        kernels = self.last and device.type == "cpu" and panel_size() > 0
+        return Means(rates_of(device), kernels, winograd)
 
 
 def window_axes(grid: WindowGrid) -> tuple[int, ...]:

@@ -175,7 +175,9 @@ class Engine:
         most = _MOST_ROWS.get(device.type, _MOST_ROWS_ELSEWHERE)
         if call.perturbations is not None:
             most = call.perturbations * call.examples
-        return compiled.plan(call, position, memory_budget=budget, most_rows=most)
+        return compiled.plan(
+            call, position, memory_budget=budget, most_rows=most, winograd=self.winograd
+        )
 
     def _run(
         self,
@@ -203,7 +205,6 @@ class Engine:
                     lambda rows, image: _select_targets(rows, _row_target(target, image)),
                     last=compiled.last,
                     packs=compiled.packs,
-                    winograd=self.winograd,
                     on_base=noise.see,
                 )
                 scores = execution.run(advance)

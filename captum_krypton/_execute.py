@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch import Tensor
 from ._graph import Node, ValueId
 from ._interpret import run_graph, store
 from ._layout import from_block, in_layout, to_block
-from ._operators import Boxes, Dims, Frame, Kind, Step, along, whole_step
-from ._ops import PackedWeight, Patches, gather_patches, pack_weight, panel_size
+from ._operators import Algorithm, Boxes, Dims, Frame, Kind, Step, along, whole_step
+from ._ops import PackedWeight, Patches, gather_patches, pack_weight
 from ._plan import GroupPlan, Plan
 from ._regions import Box
 from ._tail import Tail, frontier
@@ -56,8 +55,7 @@ class Execution:
             (N, ...) that has the occluded input's shape otherwise.
         outcome: from output rows and their image numbers to the outcome rows that are kept.
         last: whether activations are kept with channels last.
-        winograd: whether 3 x 3 convolutions may run by Winograd's algorithm.
-        packs: weights in the kernels' order, by value and tile; missing ones are put there.
+        packs: weights in the kernels' order, by value and algorithm; missing ones are put there.
         on_base: told the graph's output for the untouched images, before any window is run.
     """
 
@@ -70,13 +68,11 @@ class Execution:
         outcome: Outcome,
         *,
         last: bool,
-        winograd: bool = True,
-        packs: dict[tuple[ValueId, int], PackedWeight] | None = None,
+        packs: dict[tuple[ValueId, Algorithm], PackedWeight] | None = None,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
     ) -> None:
         self.plan, self.constants, self.inputs = plan, constants, inputs
         self.baseline, self.outcome, self.last = baseline, outcome, last
-        self.winograd = winograd
         self.packs = {} if packs is None else packs
         self.on_base = on_base
         self.graph = plan.analysis.graph
@@ -180,16 +176,6 @@ class GroupRun:
     def _to_device(self, array: Any) -> Tensor:
         return torch.as_tensor(array).to(self.device)
 
-    @cached_property
-    def compiled(self) -> bool:
-        """See `Group.compiled`."""
-        return self.run.last and self.device.type == "cpu" and panel_size() > 0
-
-    @property
-    def winograd(self) -> bool:
-        """See `Group.winograd`."""
-        return self.run.winograd
-
     def _index(self, images: int) -> None:
         """For every row: its image, its position along each axis, and its place in the result."""
         plan = self.plan
@@ -215,6 +201,9 @@ class GroupRun:
     def boxes(self, value: ValueId) -> Boxes:
         return self.group.boxes[value]
 
+    def algorithm(self, value: ValueId) -> Algorithm:
+        return self.group.algorithms[value]
+
     def positions(self, axis: int) -> int:
         segment = self.group.segments[axis]
         return int(segment.stop) - int(segment.start)
@@ -232,41 +221,38 @@ class GroupRun:
     def patches(self, value: ValueId) -> Callable[[Frame], Patches]:
         dims = self.analysis.dims[value]
         base = self.base.block(value, dims, self.base.kept[value])
-        image, offset = self.image_rows, self.offsets(self.boxes(value))
+        image, boxes = self.image_rows, self.boxes(value)
+        offset, extent = self.offsets(boxes), self.extents(boxes)
 
         def patches(frame: Frame) -> Patches:
             patch = to_block(frame.values[value], dims)
-            return Patches(base, patch, frame.of(image), frame.of(offset))
+            own = None if extent is None else frame.of(extent)
+            return Patches(base, patch, frame.of(image), frame.of(offset), own)
 
         return patches
 
-    def packed(self, value: ValueId, tile: int, *, depthwise: bool) -> PackedWeight:
-        key = (value, tile)
+    def packed(self, value: ValueId, algorithm: Algorithm) -> PackedWeight:
+        key = (value, algorithm)
         if key not in self.run.packs:
-            weight = self.run.constants[value].contiguous()
-            self.run.packs[key] = pack_weight(weight, tile, depthwise=depthwise)
+            self.run.packs[key] = pack_weight(
+                self.run.constants[value].contiguous(),
+                algorithm is Algorithm.WINOGRAD,
+                depthwise=algorithm is Algorithm.DEPTHWISE,
+            )
         return self.run.packs[key]
 
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
         own, dims = self.boxes(value), self.analysis.dims[value]
         if _same(own, boxes):
             return lambda frame: frame.values[value]
-        base = self.base.block(value, dims, self.base.kept[value])
-        patch_offset, read_offset = self.offsets(own), self.offsets(boxes)
         size = [box.size for box in boxes if box is not None]
         shape = self.run.graph.size(value, 1)
-        image = self.image_rows
+        patches, read_offset = self.patches(value), self.offsets(boxes)
 
         def read(frame: Frame) -> Tensor:
-            patch = to_block(frame.values[value], dims)
+            base, patch, image, offset, extent = patches(frame)
             block = gather_patches(
-                base,
-                patch,
-                frame.of(image),
-                frame.of(patch_offset),
-                frame.of(read_offset),
-                size,
-                fill,
+                base, patch, image, offset, frame.of(read_offset), size, fill, extent
             )
             return from_block(block, dims, shape)
 
@@ -329,11 +315,20 @@ class GroupRun:
     # --- steps
 
     def offsets(self, boxes: Boxes) -> Tensor:
-        present = [(axis, box) for axis, box in enumerate(boxes) if box is not None]
-        key = b"|".join(bytes([axis]) + box.offset.tobytes() for axis, box in present)
+        return self._table(tuple(None if box is None else box.offset for box in boxes))
+
+    def extents(self, boxes: Boxes) -> Tensor | None:
+        if all(box is None or box.extent is None for box in boxes):
+            return None
+        return self._table(tuple(None if box is None else box.cells for box in boxes))
+
+    def _table(self, columns: tuple[Any, ...]) -> Tensor:
+        """(windows, axes), from one number a position along each axis."""
+        present = [(axis, column) for axis, column in enumerate(columns) if column is not None]
+        key = b"|".join(bytes([axis]) + column.tobytes() for axis, column in present)
         if key not in self._tables:
-            columns = [box.offset[self.position[axis]] for axis, box in present]
-            self._tables[key] = self._to_device(np.stack(columns, 1).astype(np.int64))
+            spread = [column[self.position[axis]] for axis, column in present]
+            self._tables[key] = self._to_device(np.stack(spread, 1).astype(np.int64))
         return self._tables[key]
 
     def _steps(self) -> Iterator[tuple[Node, Step, tuple[ValueId, ...]]]:

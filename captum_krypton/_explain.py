@@ -83,7 +83,7 @@ def _rows(plan: Plan) -> list[OperatorRow]:
                 for axis, b in enumerate(box):
                     full = analysis.full_size(value, axis)
                     if b is not None and full is not None:
-                        share *= b.size / full
+                        share *= float(b.cells.mean()) / full
                 mean += cost.macs * share * group.positions / positions
         rows.append(OperatorRow(_name(node), kind, output, patch, read, cost.macs, mean))
     return rows

@@ -1,9 +1,10 @@
-"""How to run all windows: groups of equal geometry, batches, and what they cost.
+"""How to run all windows: groups of like geometry, batches, and what they cost.
 
-All windows of a batch share one patch size at every operator. The paper gives all windows of a
+All patches of a batch have one size in memory at every operator. The paper gives all windows of a
 map one size; here each axis is cut into a few segments of similar geometry, and every combination
 of segments is a group with its own sizes, so that windows at the border, which reach less far,
-cost less.
+cost less. The compiled kernels go further: they compute of every patch the cells that its own
+window reaches, and no others.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ import numpy.typing as npt
 
 from ._analyse import Analysis, multiply_accumulates
 from ._graph import Node, ValueId
-from ._operators import Boxes, Kind, PatchRule
-from ._regions import Box, Reach, align
+from ._operators import Algorithm, Boxes, Kind, Means, PatchRule, Rule
+from ._rates import Rates
+from ._regions import Box, Reach, align, exact
 from ._windows import WindowGrid
 
 __all__ = ["GroupPlan", "NodeCost", "Plan", "make_plan"]
 
-# Costs in multiply-accumulates. They only rank plans; their ratios are those of a desktop CPU.
-_PER_ELEMENT = 30.0  # moving one element through memory
-_PER_CALL = 1.2e7  # calling one operator, and what its smaller batch loses
-_GROUPED = 8.0  # a multiply-accumulate of a depthwise or narrow grouped convolution
+_NARROW = 8  # input channels of a group of a convolution
 _MAX_SEGMENTS = 6
 _TAIL_ELEMENTS = 1 << 16  # a row of the tail's values is no larger than this
 
 
 @dataclass(frozen=True)
 class NodeCost:
-    """What one operator costs a row: multiply-accumulates and elements moved."""
+    """What one operator of torch costs a row on whole volumes.
+
+    Attributes:
+        macs: multiply-accumulates (Eq. 13).
+        elements: elements that it writes.
+        seconds: predicted time.
+    """
 
     macs: int
     elements: int
-    weight: float = 1.0
-
-    def at(self, share: float) -> float:
-        """The cost of computing `share` of the operator's output."""
-        return share * (self.macs * self.weight + self.elements * _PER_ELEMENT)
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,18 @@ class GroupPlan:
     Attributes:
         segments: for each window axis, the positions along it.
         boxes: where the patches of each local value lie, for the positions of the segments.
-        cost: predicted cost of one window, in multiply-accumulates.
-        macs: multiply-accumulates of one window.
+        algorithms: how each local value is computed.
+        seconds: predicted time of each operator for one window, by its position in the graph.
+        call: predicted time that a batch takes besides.
+        macs: mean multiply-accumulates of a window.
         row_bytes: memory that one window needs at the worst moment.
     """
 
     segments: tuple[slice, ...]
     boxes: dict[ValueId, Boxes]
-    cost: float
+    algorithms: dict[ValueId, Algorithm]
+    seconds: tuple[float, ...]
+    call: float
     macs: float
     row_bytes: int
 
@@ -134,27 +139,41 @@ class Plan:
         return self.macs_full / self.macs_incremental if self.macs_incremental else 1.0
 
     @property
-    def cost(self) -> float:
-        """Predicted cost of all windows of one image, its base included."""
-        windows = self.copies * sum(group.cost * group.positions for group in self.groups)
-        calls = sum(
-            math.ceil(self.copies * group.positions / self.batch_size) for group in self.groups
+    def batches(self) -> int:
+        """Batches for the windows of one image."""
+        return sum(self._batches(group) for group in self.groups)
+
+    def _batches(self, group: GroupPlan) -> int:
+        return math.ceil(self.copies * group.positions / self.batch_size)
+
+    @property
+    def base_seconds(self) -> float:
+        """Predicted time of the base of one image."""
+        return sum(cost.seconds for cost in self.costs)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted time of all windows of one image, its base included."""
+        windows = sum(
+            self.copies * group.positions * sum(group.seconds) + self._batches(group) * group.call
+            for group in self.groups
         )
-        return windows + calls * len(self.costs) * _PER_CALL + sum(c.at(1.0) for c in self.costs)
+        return windows + self.base_seconds
 
 
-def node_costs(analysis: Analysis) -> tuple[NodeCost, ...]:
+def node_costs(analysis: Analysis, rates: Rates) -> tuple[NodeCost, ...]:
     """What every operator costs a row on whole volumes."""
     graph = analysis.graph
     costs = []
     for node in graph.nodes:
         elements = sum(math.prod(graph.size(v, 1)) for v in node.outputs if v >= 0)
         macs = 0 if _is_shared(analysis, node) else multiply_accumulates(graph, node)
-        weight = 1.0
+        rate = rates.linear
         if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
             inner = graph.size(node.operands()[1], 1)[1]
-            weight = _GROUPED if inner < 8 and node.bound()["groups"] > 1 else 1.0
-        costs.append(NodeCost(macs, elements, weight))
+            narrow = inner < _NARROW and node.bound()["groups"] > 1
+            rate = rates.grouped if narrow else rates.convolution
+        costs.append(NodeCost(macs, elements, macs * rate + elements * rates.element))
     return tuple(costs)
 
 
@@ -168,6 +187,7 @@ def make_plan(
     grid: WindowGrid,
     axes: tuple[int, ...],
     *,
+    means: Means,
     images: int,
     memory_budget: int,
     most_rows: int,
@@ -179,6 +199,7 @@ def make_plan(
         analysis: kinds, axes and rules.
         grid: the windows.
         axes: the input's dimensions (without the batch) that are window axes.
+        means: what the plan may use.
         images: images in the input.
         memory_budget: bytes that the base and one batch may take.
         most_rows: the most rows that a batch may have.
@@ -186,18 +207,19 @@ def make_plan(
     """
     windows = tuple(grid.along(dim) for dim in axes)
     reaches = analysis.reaches(windows)
-    costs = node_costs(analysis)
+    costs = node_costs(analysis, means.rates)
     best: Plan | None = None
     positions = [len(w.start) for w in windows]
     curves = [
-        _Segmenter(analysis, reaches, costs, axis, positions[axis]) for axis in range(len(axes))
+        _Segmenter(analysis, reaches, costs, means, axis, positions[axis])
+        for axis in range(len(axes))
     ]
     for count in range(1, _MAX_SEGMENTS + 1):
         if count > 1 and count > max(positions, default=1):
             break
         cuts = [curve.cut(min(count, n)) for curve, n in zip(curves, positions, strict=True)]
         groups = tuple(
-            _group(analysis, reaches, costs, segments, element_bytes)
+            _group(analysis, reaches, costs, means, segments, element_bytes)
             for segments in itertools.product(*cuts)
         )
         base = element_bytes * sum(math.prod(analysis.graph.size(v, 1)) for v in analysis.kept)
@@ -208,7 +230,7 @@ def make_plan(
         tail = _tail(analysis)
         memory = base * side_by_side + batch * row_bytes
         plan = Plan(analysis, grid, axes, groups, tail, side_by_side, batch, costs, memory)
-        if best is None or plan.cost < best.cost:
+        if best is None or plan.seconds < best.seconds:
             best = plan
     assert best is not None
     return best
@@ -218,7 +240,8 @@ class _Segmenter:
     """Cuts one axis into segments of similar geometry, by dynamic programming over their cost.
 
     The cost of a segment is its number of positions times the sum over operators of cost and
-    largest patch; along the other axes, every operator has its mean patch.
+    largest patch; along the other axes, every operator has its mean patch. Operators that compute
+    each window's own cells do not count.
     """
 
     def __init__(
@@ -226,6 +249,7 @@ class _Segmenter:
         analysis: Analysis,
         reaches: dict[ValueId, tuple[Reach | None, ...]],
         costs: tuple[NodeCost, ...],
+        means: Means,
         axis: int,
         positions: int,
     ) -> None:
@@ -234,6 +258,10 @@ class _Segmenter:
             if rule is None:
                 continue
             value = rule.outputs[0]
+            if _is_ragged(rule, means):
+                boxes = tuple(None if r is None else exact(r) for r in reaches[value])
+                if rule.algorithm(boxes, means)[0] is not Algorithm.TORCH:
+                    continue
             share = 1.0
             for other, reach in enumerate(reaches[value]):
                 full = analysis.full_size(value, other)
@@ -245,7 +273,7 @@ class _Segmenter:
                 else:
                     share *= float(length.mean()) / full
             if reaches[value][axis] is not None:
-                weights.append(cost.at(1.0) * share)
+                weights.append(cost.seconds * share)
         self.positions = positions
         self.steps = self._boundaries(positions)
         self.cost = self._segment_costs(np.array(sizes), np.array(weights))
@@ -292,33 +320,75 @@ def _group(
     analysis: Analysis,
     reaches: dict[ValueId, tuple[Reach | None, ...]],
     costs: tuple[NodeCost, ...],
+    means: Means,
     segments: tuple[slice, ...],
     element_bytes: int,
 ) -> GroupPlan:
+    rates, graph = means.rates, analysis.graph
     boxes: dict[ValueId, Boxes] = {}
     boxes[analysis.occluded] = _boxes(analysis, analysis.occluded, reaches, segments)
-    cost = macs = 0.0
-    largest = 0.0
-    for node, rule, node_cost in zip(analysis.graph.nodes, analysis.rules, costs, strict=True):
-        share = 1.0
-        if rule is not None:
-            local = [v for v in dict.fromkeys(node.operands()) if v in boxes]
+    algorithms: dict[ValueId, Algorithm] = {}
+    seconds: list[float] = []
+    call = macs = largest = 0.0
+    for node, rule, cost in zip(graph.nodes, analysis.rules, costs, strict=True):
+        local = [v for v in dict.fromkeys(node.operands()) if v in boxes]
+        if rule is None:
+            if _is_shared(analysis, node):
+                seconds.append(0.0)
+                continue
+            projected = sum(math.prod(graph.size(v, 1)) for v in local)
+            seconds.append(cost.seconds + projected * rates.element)
+            share = room = 1.0
+            call += rates.call * (1 + len(local))
+        else:
+            ragged = _is_ragged(rule, means)
             for value in rule.outputs:
-                made = _boxes(analysis, value, reaches, segments, rule.alignment)
+                alignment = None if ragged else rule.alignment
+                made = _boxes(analysis, value, reaches, segments, alignment, ragged=ragged)
                 if isinstance(rule, PatchRule) and len(local) == 1:
                     made = _inherited(boxes[local[0]], made)
                 boxes[value] = made
-            for axis, box in enumerate(boxes[rule.outputs[0]]):
-                full = analysis.full_size(rule.outputs[0], axis)
+            value = rule.outputs[0]
+            share = room = 1.0
+            for axis, box in enumerate(boxes[value]):
+                full = analysis.full_size(value, axis)
                 if box is not None and full is not None:
-                    share *= box.size / full
-        elif _is_shared(analysis, node):
-            continue
-        cost += node_cost.at(share)
-        macs += node_cost.macs * share
+                    share *= float(box.cells.mean()) / full
+                    room *= box.size / full
+            algorithm, spent = rule.algorithm(boxes[value], means)
+            algorithms.update(dict.fromkeys(rule.outputs, algorithm))
+            if algorithm is not Algorithm.TORCH:
+                call += rates.kernel
+            else:
+                call += rates.call
+                moved = cost.elements * room * rates.element
+                spent = cost.seconds * room if spent is None else spent + moved
+            assert spent is not None
+            seconds.append(spent)
+        macs += cost.macs * share
         # the output, its read-in block and what waits for a later join
-        largest = max(largest, 4.0 * share * node_cost.elements)
-    return GroupPlan(segments, boxes, cost, macs, int(largest * element_bytes))
+        largest = max(largest, 4.0 * room * cost.elements)
+    return GroupPlan(
+        segments,
+        boxes,
+        algorithms,
+        tuple(seconds),
+        call,
+        macs,
+        int(largest * element_bytes),
+    )
+
+
+def _is_ragged(rule: Rule, means: Means) -> bool:
+    """Whether every window's patch lies at its own cells.
+
+    Only where kernels gain by it, and only for numbers: what lies beyond a patch's own cells goes
+    through operators of torch too, unread.
+    """
+    dtypes = rule.view.graph.dtypes
+    return (
+        means.kernels and rule.ragged and all(dtypes[v].is_floating_point for v in rule.outputs)
+    )
 
 
 def _inherited(own: Boxes, made: Boxes) -> Boxes:
@@ -332,12 +402,17 @@ def _boxes(
     reaches: dict[ValueId, tuple[Reach | None, ...]],
     segments: tuple[slice, ...],
     alignment: object = None,
+    *,
+    ragged: bool = False,
 ) -> Boxes:
     boxes: list[Box | None] = []
     for axis, reach in enumerate(reaches[value]):
         full = analysis.full_size(value, axis)
         if reach is None or full is None:
             boxes.append(None)
+            continue
+        if ragged:
+            boxes.append(exact(reach.segment(segments[axis])))
             continue
         modulus, residue = alignment(axis) if callable(alignment) else (1, 0)
         boxes.append(align(reach.segment(segments[axis]), full, modulus, residue))

@@ -17,6 +17,7 @@ __all__ = [
     "Box",
     "Reach",
     "align",
+    "exact",
     "index_map_reach",
     "shift",
     "union",
@@ -51,18 +52,35 @@ class Reach:
 
 @dataclass(frozen=True)
 class Box:
-    """Where the patches of a group of windows lie along one axis: same size, own offsets."""
+    """Where the patches of a group of windows lie along one axis: same size, own offsets.
+
+    Attributes:
+        offset: the first cell of each patch.
+        size: cells that every patch has room for.
+        extent: how many of them count, from the first; None where all do. The others may hold
+            anything and are never read.
+    """
 
     offset: Integers
     size: int
+    extent: Integers | None = None
 
     def same_as(self, other: Box) -> bool:
         """Whether both describe the same cells."""
-        return self.size == other.size and bool(np.array_equal(self.offset, other.offset))
+        return (
+            self.size == other.size
+            and np.array_equal(self.offset, other.offset)
+            and np.array_equal(self.cells, other.cells)
+        )
+
+    @property
+    def cells(self) -> Integers:
+        """How many cells of each patch count."""
+        return np.full_like(self.offset, self.size) if self.extent is None else self.extent
 
     def is_whole(self, size: int) -> bool:
         """Whether every patch is the whole volume."""
-        return self.size == size and not self.offset.any()
+        return self.size == size and self.extent is None and not self.offset.any()
 
 
 def window_reach(
@@ -123,6 +141,13 @@ def union(reaches: list[Reach]) -> Reach:
     empty = stop < 0
     start = np.where(empty, reaches[0].start, start)
     return Reach(start, np.where(empty, start, stop))
+
+
+def exact(reach: Reach) -> Box:
+    """Patches of the size of the longest interval, of which each interval's own cells count."""
+    extent = reach.stop - reach.start
+    size = reach.longest
+    return Box(reach.start, size, None if (extent == size).all() else extent)
 
 
 def align(reach: Reach, size: int, modulus: int = 1, residue: int = 0) -> Box:

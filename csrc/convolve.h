@@ -6,10 +6,20 @@
 
 namespace captum_krypton {
 
-// Where F(4, 3) interpolates, besides 0 and infinity: at +-a and +-b. Points of about one size keep
-// rounding errors small; the usual 1 and 2 do not.
+// Winograd's algorithm F(m, 3) computes m outputs of three taps from m + 2 products: it
+// interpolates at infinity and at the first m + 1 of 0, a, -a, b, -b. Weights are transformed once,
+// as for m = 4, for all m. Points of about one size keep rounding errors small; the usual 1 and 2
+// do not.
 constexpr float kPointA = 0.625F;
 constexpr float kPointB = 1.5F;
+constexpr int kPointsAxis = 6;
+constexpr int kMostOutputs = kPointsAxis - 2;
+
+// Groups of three taps that an axis has; at most kMostGroups.
+constexpr int64_t tap_groups(int64_t taps) { return (taps + 2) / 3; }
+constexpr int kMostGroups = 3;
+// Cells along an axis that a tile reads at most.
+constexpr int kMostCells = kPointsAxis + 3 * (kMostGroups - 1);
 
 // The volumes that windows read: a patch inside its box, the base around it, zeros outside of the
 // volume. Channels are last: the channels of a cell lie side by side.
@@ -19,12 +29,33 @@ struct Source {
   const float* zeros;           // as many as there are channels
   const int64_t* image;         // row of the base, by window
   const int64_t* patch_offset;  // first cell of the patch, (windows, 2)
+  const int64_t* patch_extent;  // cells of the patch that hold values, from its first, (windows, 2)
   const int64_t* read_offset;   // volume's cell that the block's first is, (windows, 2)
   int64_t channels;
   int64_t height;
   int64_t width;
   int64_t patch_height;
   int64_t patch_width;
+};
+
+// What a call computes: of every window's patch the first cells along both axes, and no others.
+struct Output {
+  float* data;  // (windows, height, width, channels)
+  int64_t windows;
+  int64_t height;
+  int64_t width;
+  int64_t channels;
+  const int64_t* extent;  // cells that are computed, (windows, 2)
+  const int64_t* before;  // how many of them the earlier windows have, (windows + 1)
+};
+
+// The outputs that Winograd's algorithm computes at once: 1 to 4 along each axis.
+struct Tile {
+  int64_t window;
+  int64_t row;
+  int64_t column;
+  int height;
+  int width;
 };
 
 struct Convolution {
@@ -34,11 +65,8 @@ struct Convolution {
   const float* bias;       // none: null
   float low;
   float high;
-  float* out;  // (windows, height, width, out_channels)
-  int64_t windows;
-  int64_t height;
-  int64_t width;
-  int64_t out_channels;
+  Output out;
+  const Tile* tiles;  // of all windows; none: null
   int64_t kernel[2];
   int64_t stride[2];
   int64_t dilation[2];
@@ -48,10 +76,7 @@ struct Convolution {
 struct Pooling {
   Source source;  // its zeros are what padding holds: -inf for max pooling
   float scale;    // of the sum; not used by max pooling
-  float* out;     // (windows, height, width, channels)
-  int64_t windows;
-  int64_t height;
-  int64_t width;
+  Output out;
   int64_t kernel[2];
   int64_t stride[2];
   int64_t dilation[2];
@@ -64,10 +89,12 @@ struct Kernels {
   // Output channels that a panel of packed weights holds.
   int64_t panel;
 
-  // Units are tiles of 2 x 2 or 4 x 4 outputs, windows first; kernels are 3 x 3, strides 1.
-  // weight: (points, panels, channels, panel).
-  void (*winograd2)(const Convolution&, int64_t begin, int64_t end, float* scratch);
-  void (*winograd4)(const Convolution&, int64_t begin, int64_t end, float* scratch);
+  // Channels that Winograd's algorithm needs at least, of input and output.
+  int64_t lanes;
+
+  // Units are tiles; strides and dilations are 1. weight: (points, panels, groups, channels,
+  // panel).
+  void (*winograd)(const Convolution&, int64_t begin, int64_t end, float* scratch);
   // Units are output cells. weight: (panels, taps, channels, panel).
   void (*direct)(const Convolution&, int64_t begin, int64_t end, float* scratch);
   // Units are output cells, every channel by itself. weight: (taps, channels).
@@ -80,16 +107,16 @@ struct Kernels {
 // Floats of scratch for `units` units.
 constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
-constexpr int64_t winograd_scratch(int64_t tile, int64_t units, int64_t channels,
+// Planes are apart by no power of two, or they would share cache lines.
+constexpr int64_t winograd_scratch(int64_t points, int64_t tiles, int64_t depth,
                                    int64_t out_channels, int64_t panel) {
-  const int64_t points = (tile + 2) * (tile + 2);
-  // Planes are apart by no power of two, or they would share cache lines.
-  return points * (units * (channels + round_up(out_channels, panel)) + 32);
+  return points * (tiles * (depth + round_up(out_channels, panel)) + 32) +
+         kMostOutputs * kMostOutputs * tiles;
 }
 
-// Pointers to the cells that the units read, and the sums of a panel.
+// Pointers to the cells that the units read and write, and the sums of a panel.
 constexpr int64_t direct_scratch(int64_t units, int64_t taps, int64_t panel) {
-  return 2 * units * (taps + 1) + units * panel;
+  return 2 * units * (taps + 3) + units * panel;
 }
 
 const Kernels* portable_kernels();

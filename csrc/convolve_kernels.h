@@ -47,9 +47,11 @@ struct View {
   const float* base;
   const float* patch;
   const float* zeros;
-  int64_t channels, height, width, patch_height, patch_width;
-  int64_t y, x;              // of the block's first cell in the volume
-  int64_t patch_y, patch_x;  // of the patch's
+  int64_t channels, height, width;
+  int64_t y, x;                       // of the block's first cell in the volume
+  int64_t patch_y, patch_x;           // of the patch's
+  int64_t patch_height, patch_width;  // of its cells that hold values
+  int64_t pitch;                      // from one row of it to the next
 
   KRYPTON_INLINE const float* at(int64_t row, int64_t column) const {
     const int64_t v = y + row;
@@ -62,7 +64,7 @@ struct View {
     const int64_t q = u - patch_x;
     if (static_cast<uint64_t>(p) < static_cast<uint64_t>(patch_height) &&
         static_cast<uint64_t>(q) < static_cast<uint64_t>(patch_width)) {
-      return patch + (p * patch_width + q) * channels;
+      return patch + (p * pitch + q) * channels;
     }
     return base + (v * width + u) * channels;
   }
@@ -75,12 +77,13 @@ KRYPTON_INLINE View view(const Source& source, int64_t window) {
           source.channels,
           source.height,
           source.width,
-          source.patch_height,
-          source.patch_width,
           source.read_offset[2 * window],
           source.read_offset[2 * window + 1],
           source.patch_offset[2 * window],
-          source.patch_offset[2 * window + 1]};
+          source.patch_offset[2 * window + 1],
+          source.patch_extent[2 * window],
+          source.patch_extent[2 * window + 1],
+          source.patch_width};
 }
 
 // What is done to a sum before it is stored.
@@ -138,13 +141,23 @@ KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float
   }
 }
 
-// A row is `taps` cells of `depth` channels each, wherever they lie. `first_row` and `channel` are
-// those of the panel's first number, for `finish`; without it sums are stored as they are.
+// A row is `taps` cells of `depth` channels each, wherever they lie, and has a place of its own in
+// the output. `first_row` and `channel` are those of the panel's first number, for `finish`;
+// without it sums are stored as they are.
 template <int Rows, bool Finished>
 KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int64_t depth,
-                                   const float* weight, float* out, int64_t out_stride,
-                                   const Finish& finish, int64_t first_row, int64_t channel) {
+                                   const float* weight, float* const* out, const Finish& finish,
+                                   int64_t first_row, int64_t channel) {
   Vector sums[Rows][2] = {};
+  if (Finished) {  // what `finish` touches lies far apart; it comes while the sums are made
+#pragma GCC unroll 16
+    for (int row = 0; row < Rows; ++row) {
+      __builtin_prefetch(out[row] + channel, 1);
+      if (finish.residual) {
+        __builtin_prefetch(finish.residual[first_row + row] + channel);
+      }
+    }
+  }
   for (int64_t tap = 0; tap < taps; ++tap) {
     const float* rows[Rows];
 #pragma GCC unroll 16
@@ -161,8 +174,9 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
       first = finish.apply(first, first_row + row, channel);
       second = finish.apply(second, first_row + row, channel + kLanes);
     }
-    store(out + row * out_stride, first);
-    store(out + row * out_stride + kLanes, second);
+    float* const to = out[row] + (Finished ? channel : 0);
+    store(to, first);
+    store(to + kLanes, second);
   }
 }
 
@@ -204,37 +218,73 @@ struct MultiplyCells {
   const float* const* cells;
   int64_t taps, depth;
   const float* weight;
-  float* out;
-  int64_t out_stride;
+  float* const* out;
   const Finish& finish;
   int64_t channel;
 
   template <int Rows>
   KRYPTON_INLINE void run(int64_t row) const {
-    multiply_cells<Rows, Finished>(cells + row * taps, taps, depth, weight, out + row * out_stride,
-                                   out_stride, finish, row, channel);
+    multiply_cells<Rows, Finished>(cells + row * taps, taps, depth, weight, out + row, finish, row,
+                                   channel);
   }
 };
 
-// --- Winograd's transforms of one axis (Lavin and Gray 2016). F(2, 3) interpolates at 0, 1, -1 and
-// infinity; F(4, 3) at 0, +-a, +-b and infinity.
+// --- Winograd's algorithm (Lavin and Gray 2016), one axis at a time: F(m, 3), see convolve.h. More
+// than three taps are groups of three, whose products are summed like those of more channels. An
+// axis of one tap has one point and one output.
 
-template <int Tile>
+// The transforms for Outputs outputs of three taps; 0 stands for an axis of one tap.
+template <int Outputs>
 struct Transform;
 
 template <>
-struct Transform<2> {
-  template <typename V>
-  static KRYPTON_INLINE void input(const V* d, V* r) {
-    r[0] = d[0] - d[2];
-    r[1] = d[1] + d[2];
-    r[2] = d[2] - d[1];
-    r[3] = d[1] - d[3];
+struct Transform<0> {
+  static KRYPTON_INLINE void input(const Vector* d, Vector* r) { r[0] = d[0]; }
+  static KRYPTON_INLINE void output(const Vector* m, Vector* y) { y[0] = m[0]; }
+};
+
+template <>
+struct Transform<1> {
+  static constexpr float a = kPointA, a2 = a * a, b2 = kPointB * kPointB;
+  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
+    r[0] = a2 * b2 * d[0] - a * b2 * d[1];
+    r[1] = 2 * a * (a2 - b2) * d[1];
+    r[2] = d[2] - a * d[1];
   }
-  template <typename V>
-  static KRYPTON_INLINE void output(const V* m, V* y) {
-    y[0] = m[0] + m[1] + m[2];
-    y[1] = m[1] - m[2] - m[3];
+  static KRYPTON_INLINE void output(const Vector* m, Vector* y) { y[0] = m[0] + m[1] + m[2]; }
+};
+
+template <>
+struct Transform<2> {
+  static constexpr float a = kPointA, a2 = a * a, b2 = kPointB * kPointB;
+  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
+    r[0] = b2 * (a2 * d[0] - d[2]);
+    const Vector even = (a2 - b2) * d[2], odd = a * (a2 - b2) * d[1];
+    r[1] = even + odd;
+    r[2] = even - odd;
+    r[3] = d[3] - a2 * d[1];
+  }
+  static KRYPTON_INLINE void output(const Vector* m, Vector* y) {
+    y[0] = m[0] + (m[1] + m[2]);
+    y[1] = a * (m[1] - m[2]) + m[3];
+  }
+};
+
+template <>
+struct Transform<3> {
+  static constexpr float a = kPointA, b = kPointB, a2 = a * a, b2 = b * b;
+  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
+    r[0] = b * ((d[3] - a2 * d[1]) - b * (d[2] - a2 * d[0]));
+    r[1] = (a + b) * ((d[3] - a * b * d[1]) + (a - b) * d[2]);
+    r[2] = (b - a) * ((d[3] + a * b * d[1]) - (a + b) * d[2]);
+    r[3] = 2 * b * (d[3] - a2 * d[1]);
+    r[4] = (d[4] - a2 * d[2]) - b * (d[3] - a2 * d[1]);
+  }
+  static KRYPTON_INLINE void output(const Vector* m, Vector* y) {
+    const Vector sum = m[1] + m[2], difference = m[1] - m[2];
+    y[0] = m[0] + (sum + m[3]);
+    y[1] = a * difference + b * m[3];
+    y[2] = a2 * sum + (b2 * m[3] + m[4]);
   }
 };
 
@@ -243,21 +293,19 @@ struct Transform<4> {
   static constexpr float a = kPointA, b = kPointB;
   static constexpr float a2 = a * a, b2 = b * b, a3 = a2 * a, b3 = b2 * b;
   static constexpr float product = a2 * b2, sum = a2 + b2;
-  template <typename V>
-  static KRYPTON_INLINE void input(const V* d, V* r) {
+  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
     r[0] = product * d[0] + (d[4] - sum * d[2]);
-    const V even_a = d[4] - b2 * d[2], odd_a = d[3] - b2 * d[1];
+    const Vector even_a = d[4] - b2 * d[2], odd_a = d[3] - b2 * d[1];
     r[1] = even_a + a * odd_a;
     r[2] = even_a - a * odd_a;
-    const V even_b = d[4] - a2 * d[2], odd_b = d[3] - a2 * d[1];
+    const Vector even_b = d[4] - a2 * d[2], odd_b = d[3] - a2 * d[1];
     r[3] = even_b + b * odd_b;
     r[4] = even_b - b * odd_b;
     r[5] = product * d[1] + (d[5] - sum * d[3]);
   }
-  template <typename V>
-  static KRYPTON_INLINE void output(const V* m, V* y) {
-    const V sum_a = m[1] + m[2], difference_a = m[1] - m[2];
-    const V sum_b = m[3] + m[4], difference_b = m[3] - m[4];
+  static KRYPTON_INLINE void output(const Vector* m, Vector* y) {
+    const Vector sum_a = m[1] + m[2], difference_a = m[1] - m[2];
+    const Vector sum_b = m[3] + m[4], difference_b = m[3] - m[4];
     y[0] = m[0] + (sum_a + sum_b);
     y[1] = a * difference_a + b * difference_b;
     y[2] = a2 * sum_a + b2 * sum_b;
@@ -265,173 +313,325 @@ struct Transform<4> {
   }
 };
 
-template <int Tile>
-struct Winograd {
-  static constexpr int kSide = Tile + 2;
-  static constexpr int kPoints = kSide * kSide;
+constexpr int kSide = kPointsAxis;
 
-  struct Place {
-    int64_t window, row, column;
-  };
-
-  static KRYPTON_INLINE Place place(const Convolution& conv, int64_t tile) {
-    const int64_t across = (conv.width + Tile - 1) / Tile;
-    const int64_t each = (conv.height + Tile - 1) / Tile * across;
-    const int64_t within = tile % each;
-    return {tile / each, within / across * Tile, within % across * Tile};
+// Calls `work.template run<m>()` for an axis with m outputs, 0 for an axis of one tap.
+template <typename Work>
+KRYPTON_INLINE void for_outputs(int outputs, const Work& work) {
+  switch (outputs) {
+    case 0:
+      return work.template run<0>();
+    case 1:
+      return work.template run<1>();
+    case 2:
+      return work.template run<2>();
+    case 3:
+      return work.template run<3>();
+    default:
+      return work.template run<4>();
   }
+}
 
-  template <typename V>
-  static KRYPTON_INLINE void input_channels(const float* const* cells, int64_t c, float* out,
-                                            int64_t plane) {
-    V columns[kSide][kSide];
-#pragma GCC unroll 8
-    for (int j = 0; j < kSide; ++j) {
-      V d[kSide], r[kSide];
-#pragma GCC unroll 8
-      for (int i = 0; i < kSide; ++i) {
-        d[i] = load<V>(cells[i * kSide + j] + c);
-      }
-      Transform<Tile>::input(d, r);
-#pragma GCC unroll 8
-      for (int i = 0; i < kSide; ++i) {
-        columns[i][j] = r[i];
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kSide; ++i) {
-      V r[kSide];
-      Transform<Tile>::input(columns[i], r);
-#pragma GCC unroll 8
-      for (int j = 0; j < kSide; ++j) {
-        store(out + (i * kSide + j) * plane + c, r[j]);
-      }
-    }
-  }
+// Points, and cells of one group of taps, of an axis with m outputs.
+constexpr int points(int outputs) { return outputs == 0 ? 1 : outputs + 2; }
+constexpr int results(int outputs) { return outputs == 0 ? 1 : outputs; }
 
-  static KRYPTON_INLINE void input(const Convolution& conv, int64_t begin, int64_t end, float* out,
-                                   int64_t plane) {
-    const int64_t channels = conv.source.channels;
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const Place at = place(conv, tile);
-      const View cells_of = view(conv.source, at.window);
-      const float* cells[kPoints];
-      for (int i = 0; i < kSide; ++i) {
-        for (int j = 0; j < kSide; ++j) {
-          cells[i * kSide + j] = cells_of.at(at.row + i, at.column + j);
-        }
+// The number that point `i` of F(m, 3) has among all points of an axis.
+constexpr int point(int outputs, int i) { return outputs == 0 || i <= outputs ? i : kSide - 1; }
+
+// The least m, less one, for which F(m, 3) uses a point.
+constexpr int least_outputs(int point) { return point < 2 || point == kSide - 1 ? 0 : point - 1; }
+
+// A transform along the first axis, of all cells of the second.
+struct InputRows {
+  const float* const* cells;  // of a group of taps; kMostCells from one row to the next
+  int columns;
+  int64_t channel;
+  Vector (&half)[kSide][kSide];
+
+  template <int Outputs>
+  KRYPTON_INLINE void run() const {
+    for (int j = 0; j < columns; ++j) {
+      Vector d[kSide], r[kSide];
+      for (int i = 0; i < points(Outputs); ++i) {
+        d[i] = load<Vector>(cells[i * kMostCells + j] + channel);
       }
-      float* const to = out + (tile - begin) * channels;
-      int64_t c = 0;
-      for (; c + kLanes <= channels; c += kLanes) {
-        input_channels<Vector>(cells, c, to, plane);
-      }
-      for (; c < channels; ++c) {
-        input_channels<float>(cells, c, to, plane);
+      Transform<Outputs>::input(d, r);
+      for (int i = 0; i < points(Outputs); ++i) {
+        half[i][j] = r[i];
       }
     }
   }
+};
 
-  template <typename V>
-  static KRYPTON_INLINE void output_channels(const Convolution& conv, const float* in,
-                                             int64_t plane, int64_t c, int64_t rows,
-                                             int64_t columns, const float* const* residual,
-                                             float* out) {
-    V half[Tile][kSide];
-#pragma GCC unroll 8
-    for (int j = 0; j < kSide; ++j) {
-      V m[kSide], y[Tile];
-#pragma GCC unroll 8
-      for (int i = 0; i < kSide; ++i) {
-        m[i] = load<V>(in + (i * kSide + j) * plane + c);
+struct InputColumns {
+  const Vector (&half)[kSide][kSide];
+  int rows;
+  float* const* to;  // by point
+  int64_t at;
+
+  template <int Outputs>
+  KRYPTON_INLINE void run() const {
+    for (int i = 0; i < rows; ++i) {
+      Vector r[kSide];
+      Transform<Outputs>::input(half[i], r);
+      for (int j = 0; j < points(Outputs); ++j) {
+        store(to[i * kSide + j] + at, r[j]);
       }
-      Transform<Tile>::output(m, y);
-#pragma GCC unroll 8
-      for (int i = 0; i < Tile; ++i) {
+    }
+  }
+};
+
+struct OutputRows {
+  const float* const* from;  // by point
+  int columns;
+  int64_t channel;
+  Vector (&half)[kSide][kSide];
+
+  template <int Outputs>
+  KRYPTON_INLINE void run() const {
+    for (int j = 0; j < columns; ++j) {
+      Vector m[kSide], y[kSide];
+      for (int i = 0; i < points(Outputs); ++i) {
+        m[i] = load<Vector>(from[i * kSide + j] + channel);
+      }
+      Transform<Outputs>::output(m, y);
+      for (int i = 0; i < results(Outputs); ++i) {
         half[i][j] = y[i];
       }
     }
-    const Finish finish{conv.bias, residual, conv.low, conv.high};
-#pragma GCC unroll 8
-    for (int i = 0; i < Tile; ++i) {
-      if (i >= rows) {
-        break;
-      }
-      V y[Tile];
-      Transform<Tile>::output(half[i], y);
-#pragma GCC unroll 8
-      for (int j = 0; j < Tile; ++j) {
-        if (j >= columns) {
-          break;
-        }
-        store(out + (i * conv.width + j) * conv.out_channels + c,
-              finish.apply(y[j], i * Tile + j, c));
-      }
-    }
-  }
-
-  static KRYPTON_INLINE void output(const Convolution& conv, int64_t begin, int64_t end,
-                                    const float* in, int64_t plane, int64_t padded) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const Place at = place(conv, tile);
-      const int64_t rows = least(Tile, conv.height - at.row);
-      const int64_t columns = least(Tile, conv.width - at.column);
-      const float* residual[Tile * Tile];
-      if (conv.residual) {
-        const View cells = view(*conv.residual, at.window);
-        for (int64_t i = 0; i < rows; ++i) {
-          for (int64_t j = 0; j < columns; ++j) {
-            residual[i * Tile + j] = cells.at(at.row + i, at.column + j);
-          }
-        }
-      }
-      const float* const* added = conv.residual ? residual : nullptr;
-      const float* const from = in + (tile - begin) * padded;
-      float* const out = conv.out + ((at.window * conv.height + at.row) * conv.width + at.column) *
-                                        conv.out_channels;
-      int64_t c = 0;
-      for (; c + kLanes <= conv.out_channels; c += kLanes) {
-        output_channels<Vector>(conv, from, plane, c, rows, columns, added, out);
-      }
-      for (; c < conv.out_channels; ++c) {
-        output_channels<float>(conv, from, plane, c, rows, columns, added, out);
-      }
-    }
-  }
-
-  static void run(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-    const int64_t tiles = end - begin;
-    const int64_t channels = conv.source.channels;
-    const int64_t padded = round_up(conv.out_channels, kPanel);
-    const int64_t plane = tiles * channels + 16;
-    const int64_t out_plane = tiles * padded + 16;
-    float* const products = scratch + kPoints * plane;
-    input(conv, begin, end, scratch, plane);
-    const float* weight = conv.weight;
-    for (int point = 0; point < kPoints; ++point) {
-      for (int64_t k = 0; k < padded; k += kPanel) {
-        float* const out = products + point * out_plane + k;
-        for_rows<kRows>(0, tiles,
-                        MultiplyRows{scratch + point * plane, channels, weight, out, padded});
-        weight += channels * kPanel;
-      }
-    }
-    output(conv, begin, end, products, out_plane, padded);
   }
 };
+
+struct OutputColumns {
+  const Vector (&half)[kSide][kSide];
+  int rows;
+  const Finish& finish;
+  float* out;
+  int64_t row_stride, column_stride, channel;
+
+  template <int Outputs>
+  KRYPTON_INLINE void run() const {
+    for (int i = 0; i < rows; ++i) {
+      Vector y[kSide];
+      Transform<Outputs>::output(half[i], y);
+      for (int j = 0; j < results(Outputs); ++j) {
+        store(out + i * row_stride + j * column_stride + channel,
+              finish.apply(y[j], i * kMostOutputs + j, channel));
+      }
+    }
+  }
+};
+
+class Winograd {
+ public:
+  Winograd(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
+      : conv_(conv),
+        tiles_(conv.tiles + begin),
+        count_(end - begin),
+        channels_(conv.source.channels),
+        depth_(channels_ * groups(0) * groups(1)),
+        padded_(round_up(conv.out.channels, kPanel)),
+        plane_(count_ * depth_ + 16),
+        out_plane_(count_ * padded_ + 16),
+        cells_(scratch),
+        products_(cells_ + axis_points(0) * axis_points(1) * plane_),
+        slots_(
+            reinterpret_cast<int32_t*>(products_ + axis_points(0) * axis_points(1) * out_plane_)) {}
+
+  void run() {
+    place();
+    for (int64_t tile = 0; tile < count_; ++tile) {
+      input(tile);
+    }
+    multiply();
+    for (int64_t tile = 0; tile < count_; ++tile) {
+      output(tile);
+    }
+  }
+
+ private:
+  bool one_tap(int axis) const { return conv_.kernel[axis] == 1; }
+  int64_t groups(int axis) const { return tap_groups(conv_.kernel[axis]); }
+  int axis_points(int axis) const { return one_tap(axis) ? 1 : kSide; }
+  int outputs(const Tile& tile, int axis) const {
+    return one_tap(axis) ? 0 : (axis == 0 ? tile.height : tile.width);
+  }
+
+  // Tiles that have a point lie side by side in its plane: a tile's place depends on the point.
+  void place() {
+    for (int u = 0; u < kMostOutputs; ++u) {
+      for (int v = 0; v < kMostOutputs; ++v) {
+        int32_t* const slots = slots_ + (u * kMostOutputs + v) * count_;
+        int32_t used = 0;
+        for (int64_t tile = 0; tile < count_; ++tile) {
+          slots[tile] = used;
+          used += tiles_[tile].height > u && tiles_[tile].width > v;
+        }
+        used_[u][v] = used;
+      }
+    }
+  }
+
+  // Where the tile's numbers of each of its points are.
+  template <typename Pointer>
+  KRYPTON_INLINE void places(int64_t tile, Pointer planes, int64_t plane, int64_t depth,
+                             Pointer* out) const {
+    const int height = outputs(tiles_[tile], 0), width = outputs(tiles_[tile], 1);
+    for (int i = 0; i < points(height); ++i) {
+      const int y = point(height, i);
+      for (int j = 0; j < points(width); ++j) {
+        const int x = point(width, j);
+        const int kind = least_outputs(y) * kMostOutputs + least_outputs(x);
+        out[i * kSide + j] =
+            planes + (y * axis_points(1) + x) * plane + slots_[kind * count_ + tile] * depth;
+      }
+    }
+  }
+
+  void input(int64_t number) {
+    const Tile& tile = tiles_[number];
+    const int height = outputs(tile, 0), width = outputs(tile, 1);
+    const View view_of = view(conv_.source, tile.window);
+    const float* cells[kMostCells * kMostCells];
+    const int64_t rows = points(height) + 3 * (groups(0) - 1);
+    const int64_t columns = points(width) + 3 * (groups(1) - 1);
+    // The last group may have less than three taps; what the others would read does not count.
+    const int64_t read_rows = tile.height + conv_.kernel[0] - 1;
+    const int64_t read_columns = tile.width + conv_.kernel[1] - 1;
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        cells[i * kMostCells + j] = i < read_rows && j < read_columns
+                                        ? view_of.at(tile.row + i, tile.column + j)
+                                        : view_of.zeros;
+      }
+    }
+    float* to[kSide * kSide];
+    places(number, cells_, plane_, depth_, to);
+    int64_t at = 0;
+    for (int64_t i = 0; i < groups(0); ++i) {
+      for (int64_t j = 0; j < groups(1); ++j) {
+        const float* const* const group = cells + 3 * (i * kMostCells + j);
+        for (int64_t c = 0; c < channels_; c += kLanes) {
+          const int64_t channel = least(c, channels_ - kLanes);  // the last ones twice
+          Vector half[kSide][kSide];
+          for_outputs(height, InputRows{group, points(width), channel, half});
+          for_outputs(width, InputColumns{half, points(height), to, at + channel});
+        }
+        at += channels_;
+      }
+    }
+  }
+
+  void multiply() {
+    const float* weight = conv_.weight;
+    for (int y = 0; y < axis_points(0); ++y) {
+      for (int x = 0; x < axis_points(1); ++x) {
+        const int64_t number = y * axis_points(1) + x;
+        const int64_t rows = used_[least_outputs(y)][least_outputs(x)];
+        for (int64_t k = 0; k < padded_; k += kPanel) {
+          for_rows<kRows>(0, rows,
+                          MultiplyRows{cells_ + number * plane_, depth_, weight,
+                                       products_ + number * out_plane_ + k, padded_});
+          weight += depth_ * kPanel;
+        }
+      }
+    }
+  }
+
+  void output(int64_t number) {
+    const Tile& tile = tiles_[number];
+    const int height = outputs(tile, 0), width = outputs(tile, 1);
+    const float* residual[kMostOutputs * kMostOutputs];
+    if (conv_.residual) {
+      const View cells = view(*conv_.residual, tile.window);
+      for (int i = 0; i < tile.height; ++i) {
+        for (int j = 0; j < tile.width; ++j) {
+          residual[i * kMostOutputs + j] = cells.at(tile.row + i, tile.column + j);
+        }
+      }
+    }
+    const Output& out = conv_.out;
+    const Finish finish{conv_.bias, conv_.residual ? residual : nullptr, conv_.low, conv_.high};
+    const float* from[kSide * kSide];
+    places<const float*>(number, products_, out_plane_, padded_, from);
+    float* const to =
+        out.data + ((tile.window * out.height + tile.row) * out.width + tile.column) * out.channels;
+    for (int64_t c = 0; c < out.channels; c += kLanes) {
+      const int64_t channel = least(c, out.channels - kLanes);  // the last ones twice
+      Vector half[kSide][kSide];
+      for_outputs(height, OutputRows{from, points(width), channel, half});
+      for_outputs(width, OutputColumns{half, tile.height, finish, to, out.width * out.channels,
+                                       out.channels, channel});
+    }
+  }
+
+  const Convolution& conv_;
+  const Tile* tiles_;
+  int64_t count_, channels_, depth_, padded_, plane_, out_plane_;
+  float* cells_;
+  float* products_;
+  int32_t* slots_;
+  int32_t used_[kMostOutputs][kMostOutputs];
+};
+
+void winograd(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
+  Winograd(conv, begin, end, scratch).run();
+}
 
 // --- Direct convolution: every output cell is a row of the product, its taps one after another.
 
-struct Cell {
+// Output cells one after another, windows first.
+class Cell {
+ public:
   int64_t window, row, column;
-};
 
-template <typename Call>
-KRYPTON_INLINE Cell cell(const Call& call, int64_t number) {
-  const int64_t each = call.height * call.width;
-  const int64_t within = number % each;
-  return {number / each, within / call.width, within % call.width};
-}
+  KRYPTON_INLINE Cell(const Output& out, int64_t number) : out_(out) {
+    int64_t first = 0, last = out.windows;  // of those that may hold the cell
+    while (last - first > 1) {
+      const int64_t middle = (first + last) / 2;
+      if (out.before[middle] <= number) {
+        first = middle;
+      } else {
+        last = middle;
+      }
+    }
+    window = first;
+    enter();
+    row = (number - out.before[window]) / width_;
+    column = (number - out.before[window]) % width_;
+  }
+
+  KRYPTON_INLINE void next() {
+    if (++column < width_) {
+      return;
+    }
+    column = 0;
+    if (++row < height_) {
+      return;
+    }
+    row = 0;
+    do {
+      ++window;
+    } while (window < out_.windows && out_.before[window] == out_.before[window + 1]);
+    if (window < out_.windows) {
+      enter();
+    }
+  }
+
+  KRYPTON_INLINE float* data() const {
+    return out_.data + ((window * out_.height + row) * out_.width + column) * out_.channels;
+  }
+
+ private:
+  KRYPTON_INLINE void enter() {
+    height_ = out_.extent[2 * window];
+    width_ = out_.extent[2 * window + 1];
+  }
+
+  const Output& out_;
+  int64_t height_, width_;
+};
 
 template <typename Call>
 KRYPTON_INLINE void taps(const Call& call, const View& cells, const Cell& at, const float** out) {
@@ -451,34 +651,33 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
   const int64_t count = conv.kernel[0] * conv.kernel[1];
   const int64_t units = end - begin;
   const int64_t depth = conv.source.channels;
-  const int64_t out_channels = conv.out_channels;
+  const int64_t out_channels = conv.out.channels;
   const float** const cells = reinterpret_cast<const float**>(scratch);
   const float** const residual = cells + units * count;
-  float* const last = scratch + 2 * units * (count + 1);
-  for (int64_t unit = 0; unit < units; ++unit) {
-    const Cell at = cell(conv, begin + unit);
+  float** const out = reinterpret_cast<float**>(scratch) + units * (count + 1);
+  float** const last = out + units;  // a panel that is not full goes through memory of our own
+  float* const sums = scratch + 2 * units * (count + 3);
+  Cell at(conv.out, begin);
+  for (int64_t unit = 0; unit < units; ++unit, at.next()) {
     taps(conv, view(conv.source, at.window), at, cells + unit * count);
     residual[unit] = residual_cell(conv, at);
+    out[unit] = at.data();
+    last[unit] = sums + unit * kPanel;
   }
   const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high};
-  float* const out = conv.out + begin * out_channels;
   const float* weight = conv.weight;
   int64_t k = 0;
   for (; k + kPanel <= out_channels; k += kPanel) {
-    for_rows<kRows>(
-        0, units,
-        MultiplyCells<true>{cells, count, depth, weight, out + k, out_channels, finish, k});
+    for_rows<kRows>(0, units, MultiplyCells<true>{cells, count, depth, weight, out, finish, k});
     weight += count * depth * kPanel;
   }
   if (k == out_channels) {
     return;
   }
-  // A panel that is not full: its sums go through memory of our own.
-  for_rows<kRows>(0, units,
-                  MultiplyCells<false>{cells, count, depth, weight, last, kPanel, finish, k});
+  for_rows<kRows>(0, units, MultiplyCells<false>{cells, count, depth, weight, last, finish, k});
   for (int64_t unit = 0; unit < units; ++unit) {
     for (int64_t c = k; c < out_channels; ++c) {
-      out[unit * out_channels + c] = finish.apply(last[unit * kPanel + c - k], unit, c);
+      out[unit][c] = finish.apply(last[unit][c - k], unit, c);
     }
   }
 }
@@ -492,7 +691,7 @@ KRYPTON_INLINE void depthwise_channels(const Convolution& conv, const float* con
   const float* weight = conv.weight + c;
   for (int64_t tap = 0; tap < count; ++tap) {
     sum += load<V>(cells[tap] + c) * load<V>(weight);
-    weight += conv.out_channels;
+    weight += conv.out.channels;
   }
   store(out + c, finish.apply(sum, 0, c));
 }
@@ -500,17 +699,17 @@ KRYPTON_INLINE void depthwise_channels(const Convolution& conv, const float* con
 void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
   const int64_t count = conv.kernel[0] * conv.kernel[1];
   const float** const cells = reinterpret_cast<const float**>(scratch);
-  for (int64_t number = begin; number < end; ++number) {
-    const Cell at = cell(conv, number);
+  Cell at(conv.out, begin);
+  for (int64_t number = begin; number < end; ++number, at.next()) {
     taps(conv, view(conv.source, at.window), at, cells);
     const float* const residual = residual_cell(conv, at);
     const Finish finish{conv.bias, residual ? &residual : nullptr, conv.low, conv.high};
-    float* const out = conv.out + number * conv.out_channels;
+    float* const out = at.data();
     int64_t c = 0;
-    for (; c + kLanes <= conv.out_channels; c += kLanes) {
+    for (; c + kLanes <= conv.out.channels; c += kLanes) {
       depthwise_channels<Vector>(conv, cells, count, c, finish, out);
     }
-    for (; c < conv.out_channels; ++c) {
+    for (; c < conv.out.channels; ++c) {
       depthwise_channels<float>(conv, cells, count, c, finish, out);
     }
   }
@@ -547,10 +746,10 @@ KRYPTON_INLINE void pool(const Pooling& call, int64_t begin, int64_t end, float*
   const int64_t count = call.kernel[0] * call.kernel[1];
   const int64_t channels = call.source.channels;
   const float** const cells = reinterpret_cast<const float**>(scratch);
-  for (int64_t number = begin; number < end; ++number) {
-    const Cell at = cell(call, number);
+  Cell at(call.out, begin);
+  for (int64_t number = begin; number < end; ++number, at.next()) {
     taps(call, view(call.source, at.window), at, cells);
-    float* const out = call.out + number * channels;
+    float* const out = at.data();
     int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes) {
       pool_channels<Vector, Maximum>(cells, count, call.scale, c, out);
@@ -569,16 +768,8 @@ void average(const Pooling& call, int64_t begin, int64_t end, float* scratch) {
   pool<false>(call, begin, end, scratch);
 }
 
-void winograd2(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  Winograd<2>::run(conv, begin, end, scratch);
-}
-
-void winograd4(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  Winograd<4>::run(conv, begin, end, scratch);
-}
-
-constexpr Kernels kKernels{KRYPTON_NAME, kPanel,     &winograd2, &winograd4,
-                           &direct,      &depthwise, &maximum,   &average};
+constexpr Kernels kKernels{KRYPTON_NAME, kPanel,     kLanes,   &winograd,
+                           &direct,      &depthwise, &maximum, &average};
 
 }  // namespace
 }  // namespace captum_krypton

@@ -1,4 +1,4 @@
-"""Hypothesis profiles, and one thread for each test process.
+"""Hypothesis profiles, and one thread for each test process. Plans do not depend on the machine.
 
 `HYPOTHESIS_PROFILE=thorough` draws afresh on every run, ten thousand networks and more;
 the default, `ci`, always draws the same.
@@ -29,3 +29,4 @@ settings.register_profile("thorough", _COMMON, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(1)
+os.environ["KRYPTON_MEASURE"] = "0"

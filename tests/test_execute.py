@@ -15,6 +15,7 @@ from captum_krypton._arguments import Call, make_call
 from captum_krypton._compile import Compiled
 from captum_krypton._execute import Execution
 from captum_krypton._naive import naive_scores
+from captum_krypton._operators import Algorithm
 from captum_krypton._ops import panel_size
 
 WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
@@ -54,10 +55,16 @@ def question(images: Tensor, **changes: Any) -> Call:
 
 
 def execution(
-    network: nn.Module, call: Call, *, most: int = 64, budget: int = 1 << 30, baseline: Any = 0.0
+    network: nn.Module,
+    call: Call,
+    *,
+    most: int = 64,
+    budget: int = 1 << 30,
+    baseline: Any = 0.0,
+    winograd: bool = True,
 ) -> Execution:
     compiled = Compiled(network, call)
-    plan = compiled.plan(call, 0, memory_budget=budget, most_rows=most)
+    plan = compiled.plan(call, 0, memory_budget=budget, most_rows=most, winograd=winograd)
     assert plan.incremental
     return Execution(
         plan,
@@ -109,13 +116,12 @@ def test_winograd_may_be_forbidden(images: Tensor) -> None:
     call = question(images.float())
     truth = expected(copy.deepcopy(network).double(), question(images))
     for winograd in (True, False):
-        run = execution(network, call)
-        run.winograd = winograd
+        run = execution(network, call, winograd=winograd)
         with torch.no_grad():
             scores = run.run(ignore)
         torch.testing.assert_close(scores.double(), truth, rtol=1e-4, atol=1e-5)
-        tiles = {tile for _, tile in run.packs}
-        assert (4 in tiles) == (winograd and panel_size() > 0)
+        used = {algorithm for _, algorithm in run.packs}
+        assert (Algorithm.WINOGRAD in used) == (winograd and panel_size() > 0)
 
 
 def test_progress_counts_every_row_once(network: nn.Module, images: Tensor) -> None:

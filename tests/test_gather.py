@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,8 +49,15 @@ class Case:
     read_offset: Tensor
     read_size: tuple[int, ...]
     fill: float
+    patch_extent: Tensor | None = None
 
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[int, ...], float]:
+    def cells(self, window: int) -> list[int]:
+        """How many cells of the window's patch count, along each axis."""
+        if self.patch_extent is None:
+            return list(self.patch.shape[2:])
+        return self.patch_extent[window].tolist()
+
+    def arguments(self) -> tuple[Any, ...]:
         return (
             self.base,
             self.patch,
@@ -58,6 +66,7 @@ class Case:
             self.read_offset,
             self.read_size,
             self.fill,
+            self.patch_extent,
         )
 
 
@@ -74,7 +83,7 @@ def naive(case: Case) -> Tensor:
         at_patch = [at[axis] - int(case.patch_offset[window, axis]) for axis in range(rank)]
         if not all(0 <= at[axis] < base.shape[axis + 2] for axis in range(rank)):
             continue
-        covered = all(0 <= at_patch[axis] < patch.shape[axis + 2] for axis in range(rank))
+        covered = all(0 <= at_patch[axis] < case.cells(window)[axis] for axis in range(rank))
         for channel in range(channels):
             result[(window, channel, *cell)] = (
                 patch[(window, channel, *at_patch)]
@@ -160,6 +169,8 @@ def cases(draw: st.DrawFn) -> Case:
         return torch.tensor(draw(strategy), dtype=torch.int64).reshape(windows, rank)
 
     image = draw(st.lists(st.integers(0, images - 1), min_size=windows, max_size=windows))
+    cells = [st.integers(0, size) for size in patch.shape[2:]]
+    rows_of_cells = st.lists(st.tuples(*cells), min_size=windows, max_size=windows)
     fills = [0.0] if LOWEST[dtype] is None else [0.0, float("-inf")]
     return Case(
         base,
@@ -169,6 +180,7 @@ def cases(draw: st.DrawFn) -> Case:
         drawn(rows),
         tuple(draw(axes_or_empty)),
         draw(st.sampled_from(fills)),
+        drawn(rows_of_cells) if draw(st.booleans()) else None,
     )
 
 

@@ -16,6 +16,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ from networks import (
 )
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _plan
+from captum_krypton import KryptonOcclusion, _compile
+from captum_krypton._rates import GUESSED
 
 # Any other warning is an error (pyproject.toml): a network that cannot be captured fails its test
 # with the reason in the traceback.
@@ -57,10 +59,14 @@ def captum(forward: Callable[..., Any], inputs: Any, at_once: int | None, **argu
 def krypton(draw: Draw, forward: Callable[..., Any]) -> Iterator[KryptonOcclusion]:
     """An explainer of drawn options, planning as if the network were large, or as it is.
 
-    What an operator's call costs would else leave so small a network few groups of windows.
+    What an operator's call costs would else leave so small a network few groups of windows, and
+    what transforms cost would leave it none that runs by Winograd's algorithm.
     """
+    calls_free = replace(GUESSED, call=0.0, kernel=0.0)
+    winograd_free = replace(GUESSED, product=1e-15, transform=1e-15)
+    rates = draw(st.sampled_from([GUESSED, calls_free, winograd_free]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "_PER_CALL", draw(st.sampled_from([0.0, _plan._PER_CALL])))
+        patch.setattr(_compile, "rates_of", lambda device: rates)
         yield KryptonOcclusion(
             forward,
             memory_budget=draw(st.sampled_from([None, 10_000, 300_000])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from captum_krypton._analyse import Analysis, analyse
 from captum_krypton._arguments import Call, make_call
 from captum_krypton._capture import capture
 from captum_krypton._compile import Compiled, window_axes
+from captum_krypton._operators import Means
 from captum_krypton._plan import Plan, make_plan
+from captum_krypton._rates import GUESSED
 from captum_krypton._simplify import simplified
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -31,8 +34,19 @@ def called(inputs: Tensor, window: Any, strides: Any, baselines: Any = 0) -> Cal
     return make_call(inputs, window, strides, baselines, 0, None, None)
 
 
+TORCH = Means(GUESSED, kernels=False, winograd=False)
+KERNELS = Means(GUESSED, kernels=True, winograd=True)
+FREE_CALLS = Means(replace(GUESSED, call=0.0, kernel=0.0), kernels=False, winograd=False)
+
+
 def patched(
-    network: nn.Module, call: Call, *, budget: int = ROOM, most: int = 64, images: int = 1
+    network: nn.Module,
+    call: Call,
+    *,
+    budget: int = ROOM,
+    most: int = 64,
+    images: int = 1,
+    means: Means = TORCH,
 ) -> Plan:
     """The plan with patches, whether or not whole volumes would cost less."""
     graph = simplified(capture(network, call.arguments, call.batched).graph)
@@ -43,6 +57,7 @@ def patched(
         analysis,
         grid,
         axes,
+        means=means,
         images=images,
         memory_budget=budget,
         most_rows=most,
@@ -50,8 +65,9 @@ def patched(
     )
 
 
-def plan_of(case: Case) -> Plan:
-    return patched(case.network, called(case.inputs, case.sliding_window_shapes, case.strides))
+def plan_of(case: Case, means: Means = TORCH) -> Plan:
+    call = called(case.inputs, case.sliding_window_shapes, case.strides)
+    return patched(case.network, call, means=means)
 
 
 def reaches(plan: Plan) -> dict[int, Any]:
@@ -61,9 +77,7 @@ def reaches(plan: Plan) -> dict[int, Any]:
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @given(data=st.data())
 def test_every_position_is_in_one_group(rank: int, data: st.DataObject) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "_PER_CALL", 0.0)  # so that there are several groups
-        plan = plan_of(data.draw(cases(rank)))
+    plan = plan_of(data.draw(cases(rank)), FREE_CALLS)  # so that there are several groups
     seen = np.zeros([plan.grid.counts[dim] for dim in plan.axes], int)
     for group in plan.groups:
         seen[group.segments] += 1
@@ -74,9 +88,7 @@ def test_every_position_is_in_one_group(rank: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @given(data=st.data())
 def test_patches_hold_what_their_windows_change(rank: int, data: st.DataObject) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "_PER_CALL", data.draw(st.sampled_from([0.0, _plan._PER_CALL])))
-        plan = plan_of(data.draw(cases(rank)))
+    plan = plan_of(data.draw(cases(rank)), data.draw(st.sampled_from([TORCH, KERNELS, FREE_CALLS])))
     found = reaches(plan)
     for group in plan.groups:
         for value, boxes in group.boxes.items():
@@ -86,7 +98,8 @@ def test_patches_hold_what_their_windows_change(rank: int, data: st.DataObject) 
                 part = reach.segment(group.segments[axis])
                 some = part.stop > part.start
                 assert (box.offset <= part.start)[some].all()
-                assert (box.offset + box.size >= part.stop)[some].all()
+                assert (box.offset + box.cells >= part.stop)[some].all()
+                assert ((0 <= box.cells) & (box.cells <= box.size)).all()
 
 
 @given(
@@ -98,23 +111,24 @@ def test_patches_hold_what_their_windows_change(rank: int, data: st.DataObject) 
 def test_multiply_accumulates_of_a_convolution(
     size: int, window: int, kernel: int, channels: tuple[int, int]
 ) -> None:
-    """Eq. 13 and 15, counted by hand where every position is a group of its own."""
+    """Eq. 13 and 15, counted by hand, where every position is a group of its own or as if."""
     network = nn.Conv2d(*channels, kernel, padding=kernel // 2)
     call = called(torch.rand(1, channels[0], size, size), (channels[0], window, window), 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "_PER_CALL", 0.0)
         patch.setattr(_plan, "_MAX_SEGMENTS", size)
-        plan = patched(network, call)
+        plans = patched(network, call, means=FREE_CALLS), patched(network, call, means=KERNELS)
     each = channels[0] * channels[1] * kernel**2
-    assert plan.macs_full == each * size**2
     reach = kernel // 2
     lengths = [
         min(size, p + window + reach) - max(0, p - reach)  # of the output that changes
         for p in range(size - window + 1)
     ]
     exact = each * np.outer(lengths, lengths).mean()
-    assert plan.macs_incremental == pytest.approx(exact)
-    assert plan.theoretical_speedup == pytest.approx(each * size**2 / exact)
+    for plan in plans:
+        assert plan.macs_full == each * size**2
+        assert plan.macs_incremental == pytest.approx(exact)
+        assert plan.theoretical_speedup == pytest.approx(each * size**2 / exact)
+    assert len(plans[1].groups) == 1
 
 
 def test_one_segment_is_the_papers_plan() -> None:
@@ -149,7 +163,7 @@ def test_no_cut_is_cheaper(deep: tuple[nn.Module, Analysis, Any], axis: int, seg
     """The dynamic programme against every cut there is."""
     _, analysis, plan = deep
     positions = plan.grid.counts[plan.axes[axis]]
-    segmenter = _plan._Segmenter(analysis, reaches(plan), plan.costs, axis, positions)
+    segmenter = _plan._Segmenter(analysis, reaches(plan), plan.costs, TORCH, axis, positions)
 
     def cost(bounds: tuple[int, ...]) -> float:
         return sum(segmenter.cost[i, j] for i, j in itertools.pairwise(bounds))
@@ -197,7 +211,7 @@ def test_whole_volumes_where_patches_would_cost_more(window: int, incremental: b
         nn.ConvTranspose2d(3, 8, 5, stride=3, padding=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     call = called(torch.rand(1, 3, 20, 20), (3, window, window), (3, window, window))
-    plan = Compiled(network, call).plan(call, 0, memory_budget=ROOM, most_rows=64)
+    plan = Compiled(network, call).plan(call, 0, memory_budget=ROOM, most_rows=64, winograd=True)
     assert plan.incremental is incremental
     assert bool(plan.reasons) is not incremental
 
@@ -209,5 +223,5 @@ def test_a_plan_is_no_dearer_than_one_group(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_plan, "_MAX_SEGMENTS", 1)
         single = plan_of(case)
-    assume(math.isfinite(single.cost))
-    assert chosen.cost <= single.cost * (1 + 1e-9)
+    assume(math.isfinite(single.seconds))
+    assert chosen.seconds <= single.seconds * (1 + 1e-9)

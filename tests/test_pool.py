@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_convolve import EPSILON, numbers, patches
+from test_convolve import EPSILON, counted, extents, numbers, patches
 
 from captum_krypton._ops import Patches, _reference, pool_patches
 
@@ -23,6 +23,7 @@ def test_equals_the_reference(maximum: bool, data: st.DataObject) -> None:
     kernel = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     stride, dilation = data.draw(st.tuples(small, small)), data.draw(st.tuples(small, small))
     divisor = data.draw(st.integers(1, 9))
+    extent = extents(data.draw, noise, windows, size)
     actual = pool_patches(
         source,
         read_offset,
@@ -32,6 +33,7 @@ def test_equals_the_reference(maximum: bool, data: st.DataObject) -> None:
         dilation=dilation,
         maximum=maximum,
         divisor=divisor,
+        output_extent=extent,
     )
     base, patch = source.base.double(), source.patch.double()
     expected = _reference.pool_patches(
@@ -39,8 +41,10 @@ def test_equals_the_reference(maximum: bool, data: st.DataObject) -> None:
         patch,
         source.image,
         source.patch_offset,
+        source.patch_extent,
         read_offset,
         size,
+        extent,
         kernel,
         stride,
         dilation,
@@ -49,6 +53,7 @@ def test_equals_the_reference(maximum: bool, data: st.DataObject) -> None:
     )
     assert actual.shape == expected.shape
     assert actual.dtype == torch.float32
+    actual, expected = counted(actual, extent), counted(expected, extent)
     if maximum:
         assert torch.equal(actual.double(), expected)
     else:

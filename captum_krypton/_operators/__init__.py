@@ -10,11 +10,13 @@ from collections.abc import Callable
 from .._graph import Node
 from . import _convolution, _pointwise, _reduce, _resample, _shape, _splice, _window
 from ._rule import (
+    Algorithm,
     Boxes,
     Dims,
     Frame,
     Group,
     Kind,
+    Means,
     PatchRule,
     Rule,
     Step,
@@ -25,11 +27,13 @@ from ._rule import (
 )
 
 __all__ = [
+    "Algorithm",
     "Boxes",
     "Dims",
     "Frame",
     "Group",
     "Kind",
+    "Means",
     "PatchRule",
     "Rule",
     "Step",

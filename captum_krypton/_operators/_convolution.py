@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .._graph import Node, ValueId
-from .._ops import convolve_patches, finish
+from .._ops import allows_winograd, convolve_patches, finish, tap_groups, winograd_points
 from .._regions import Reach, union
-from ._rule import Frame, Group, Kind, Rule, Step, View
+from ._rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View
 from ._window import WindowRule, carries_axes
 
 __all__ = ["convolution"]
@@ -42,8 +42,46 @@ class _Convolution(WindowRule):
         own = super().reach(axis, operands)
         return own if self.residual is None else union([own, operands[self.residual]])
 
+    def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
+        """Compiled kernels where there are, by Winograd's algorithm where that costs less."""
+        rates = means.rates
+        out_channels, channels = self.view.shape(self.weight)[:2]
+        cells = [box.cells for box in boxes if box is not None]
+        each = math.prod(self.kernel) * channels * out_channels
+        if not self.can_have_kernel(means) or not (self.groups == 1 or self._depthwise):
+            size = math.prod(self.read_size(boxes))  # the block is made, then read
+            narrow = self.groups > 1 and channels < _NARROW
+            rate = rates.grouped if narrow else rates.convolution
+            computed = math.prod(self._spread(boxes)) * each
+            moved = size * channels * self.groups
+            return Algorithm.TORCH, computed * rate + moved * rates.element
+        outputs = math.prod(float(n.mean()) for n in cells)
+        if self._depthwise:
+            return Algorithm.DEPTHWISE, outputs * each * rates.depthwise
+        direct = Algorithm.DIRECT, outputs * each * rates.direct
+        shape = self.view.shape(self.weight)
+        if not means.winograd or not allows_winograd(shape, self.stride, self.dilation):
+            return direct
+        points = math.prod(
+            float(winograd_points(n, taps).mean())
+            for n, taps in zip(cells, self.kernel, strict=True)
+        )
+        depth = math.prod(map(tap_groups, self.kernel)) * channels
+        products = points * depth * out_channels
+        numbers = points * (depth + out_channels)
+        cost = products * rates.product + numbers * rates.transform
+        return min(direct, (Algorithm.WINOGRAD, cost), key=lambda found: found[1])
+
+    def _spread(self, boxes: Boxes) -> list[int]:
+        """The output's size along its trailing dimensions, for patches in `boxes`."""
+        size = list(self.view.shape(self.outputs[0])[self.lead :])
+        for dim, box in zip(self.dims, boxes, strict=True):
+            if dim is not None and box is not None:
+                size[dim - self.lead] = box.size
+        return size
+
     def step(self, group: Group) -> Step:
-        if self.has_kernel(group):
+        if group.algorithm(self.outputs[0]) is not Algorithm.TORCH:
             return self._kernel_step(group)
         weight = group.constant(self.weight)
         bias = None if self.bias is None else group.constant(self.bias)
@@ -68,10 +106,8 @@ class _Convolution(WindowRule):
 
     def whole_step(self, group: Group) -> Step:
         """The kernel is as good for patches that are whole volumes."""
-        return self._kernel_step(group) if self.has_kernel(group) else super().whole_step(group)
-
-    def has_kernel(self, group: Group) -> bool:
-        return super().has_kernel(group) and (self.groups == 1 or self._depthwise)
+        kernel = group.algorithm(self.outputs[0]) is not Algorithm.TORCH
+        return self._kernel_step(group) if kernel else super().whole_step(group)
 
     @property
     def _depthwise(self) -> bool:
@@ -81,12 +117,11 @@ class _Convolution(WindowRule):
     def _kernel_step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
         size = [box.size for box in boxes if box is not None]
-        tile = self._tile(size) if group.winograd else 0
-        weight = group.packed(self.weight, tile, depthwise=self._depthwise)
+        weight = group.packed(self.weight, group.algorithm(self.outputs[0]))
         bias = None if self.bias is None else group.constant(self.bias)
         source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
         added = None if self.residual is None else group.patches(self.residual)
-        output_offset = group.offsets(boxes)
+        output_offset, output_extent = group.offsets(boxes), group.extents(boxes)
 
         def step(frame: Frame) -> Tensor:
             return convolve_patches(
@@ -101,31 +136,13 @@ class _Convolution(WindowRule):
                 output_offset=None if added is None else frame.of(output_offset),
                 low=self.low,
                 high=self.high,
+                output_extent=None if output_extent is None else frame.of(output_extent),
             )
 
         return step
 
-    def _tile(self, size: list[int]) -> int:
-        """The cheapest way to compute patches of `size`: 0 direct, else Winograd's tile."""
-        if self.groups != 1 or self.kernel != [3, 3] or self.stride != [1, 1]:
-            return 0
-        if self.dilation != [1, 1]:
-            return 0
-        out_channels, channels = self.view.shape(self.weight)[:2]
 
-        def cost(tile: int) -> float:
-            if tile == 0:
-                return math.prod(size) * 9.0 * channels * out_channels
-            tiles = math.prod(-(-n // tile) for n in size)
-            points = (tile + 2) ** 2
-            transforms = _TRANSFORM * (channels + out_channels)
-            return tiles * points * (channels * out_channels + transforms)
-
-        # One transform for all but the smallest patches: each is a copy of the weights.
-        return min((0, 2 if max(size) <= 2 else 4), key=cost)
-
-
-_TRANSFORM = 20.0  # multiply-accumulates that a point's transforms cost a channel
+_NARROW = 8  # input channels of a group
 
 
 def convolution(node: Node, view: View) -> Rule | None:

@@ -17,9 +17,22 @@ from torch import Tensor
 
 from .._graph import BatchInt, Graph, Node, Value, ValueId, resolve
 from .._ops import PackedWeight, Patches
+from .._rates import Rates
 from .._regions import Box, Reach, union
 
-__all__ = ["Boxes", "Dims", "Frame", "Group", "Kind", "PatchRule", "Rule", "Step", "View"]
+__all__ = [
+    "Algorithm",
+    "Boxes",
+    "Dims",
+    "Frame",
+    "Group",
+    "Kind",
+    "Means",
+    "PatchRule",
+    "Rule",
+    "Step",
+    "View",
+]
 
 Dims = tuple[int | None, ...]
 Boxes = tuple[Box | None, ...]
@@ -62,6 +75,31 @@ class View:
         return [v for v in dict.fromkeys(node.operands()) if self.kinds[v] is Kind.LOCAL]
 
 
+class Algorithm(Enum):
+    """How an operator computes the patches of its output."""
+
+    TORCH = "torch"  # the operator itself, on blocks that are gathered first
+    DIRECT = "direct"  # compiled kernels, which read base and patches where they lie
+    WINOGRAD = "Winograd"
+    DEPTHWISE = "depthwise"
+    POOLING = "pooling"
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a plan may use, and what that costs.
+
+    Attributes:
+        rates: seconds for the machine's operations.
+        kernels: whether float32 patches have the layout and the device of the compiled kernels.
+        winograd: whether convolutions may run by Winograd's algorithm.
+    """
+
+    rates: Rates
+    kernels: bool
+    winograd: bool
+
+
 class Frame(Protocol):
     """One batch while it runs: rows of a group, and the values computed so far."""
 
@@ -78,13 +116,8 @@ Step = Callable[[Frame], Any]
 class Group(Protocol):
     """Windows of equal geometry, while their steps are prepared."""
 
-    @property
-    def compiled(self) -> bool:
-        """Whether float32 patches have the layout and the device of the compiled kernels."""
-
-    @property
-    def winograd(self) -> bool:
-        """Whether 3 x 3 convolutions may run by Winograd's algorithm."""
+    def algorithm(self, value: ValueId) -> Algorithm:
+        """How the operator that defines a local value computes its patches."""
 
     def boxes(self, value: ValueId) -> Boxes:
         """Where the value's patches lie."""
@@ -95,7 +128,10 @@ class Group(Protocol):
     def offsets(self, boxes: Boxes) -> Tensor:
         """The first cell of every window's box, (windows, axes)."""
 
-    def packed(self, value: ValueId, tile: int, *, depthwise: bool) -> PackedWeight:
+    def extents(self, boxes: Boxes) -> Tensor | None:
+        """How many cells of every window's box count, (windows, axes); None where all do."""
+
+    def packed(self, value: ValueId, algorithm: Algorithm) -> PackedWeight:
         """A constant weight in the order of the kernels."""
 
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
@@ -136,6 +172,7 @@ class Rule(ABC):
     view: View
     dims: Dims
     fresh = True  # whether the output is memory of its own, not a view of an operand
+    ragged = False  # whether every window's patch may lie at its own cells, see `regions.exact`
 
     @abstractmethod
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
@@ -148,6 +185,14 @@ class Rule(ABC):
     def read_size(self, boxes: Boxes) -> tuple[int, ...]:
         """The size of the block read for output patches in `boxes`, along the window axes."""
         return tuple(box.size for box in boxes if box is not None)
+
+    def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float | None]:
+        """The cheapest way to compute output patches in `boxes`, and its seconds for a window.
+
+        For an operator of torch, seconds do not count its writing; None stands for its share of
+        the whole volume's.
+        """
+        return Algorithm.TORCH, None
 
     @abstractmethod
     def step(self, group: Group) -> Step:
@@ -195,6 +240,8 @@ class PatchRule(Rule):
         rewrite: gives the arguments for patches of the given sizes an axis.
         in_place: the operator's in-place twin, where it has one.
     """
+
+    ragged = True
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._graph import Node, ValueId
 from .._ops import pool_patches
 from .._regions import Box, Reach, window_reach, window_read
-from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, along
+from ._rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View, along
 
 __all__ = ["WindowRule", "average_pooling", "carries_axes", "max_pooling", "unshuffle"]
 
@@ -27,6 +27,7 @@ class WindowRule(Rule):
     """
 
     fill = 0.0
+    ragged = True
 
     def __init__(
         self,
@@ -70,10 +71,10 @@ class WindowRule(Rule):
         """Eq. 24-25."""
         return tuple(box.size for box in self.reads(boxes) if box is not None)
 
-    def has_kernel(self, group: Group) -> bool:
+    def can_have_kernel(self, means: Means) -> bool:
         """Whether a compiled kernel can read this operator's input where it lies."""
         float32 = self.view.graph.dtypes[self.source] is torch.float32
-        return group.compiled and float32 and self.dims == (2, 3)
+        return means.kernels and float32 and self.dims == (2, 3)
 
     def block(self, group: Group) -> Callable[[Frame], Tensor]:
         """Algorithm 1: the read-in block of every window."""
@@ -102,13 +103,23 @@ def _listed(value: Any, rank: int) -> list[int]:
 
 
 class _Pooling(WindowRule):
+    def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
+        channels = self.view.shape(self.source)[1]
+        if not self.can_have_kernel(means):
+            size = math.prod(self.read_size(boxes)) * channels
+            return Algorithm.TORCH, 2 * size * means.rates.element
+        outputs = math.prod(float(box.cells.mean()) for box in boxes if box is not None)
+        numbers = outputs * channels * math.prod(self.kernel)
+        return Algorithm.POOLING, numbers * means.rates.pooling
+
     def pooled(self, group: Group, *, maximum: bool, divisor: int) -> Callable[[Frame], Tensor]:
         """A function that gives the output patches: maxima, or sums over a divisor."""
         boxes = group.boxes(self.outputs[0])
         kernel, stride, dilation = self.kernel, self.stride, self.dilation
-        if self.has_kernel(group):
+        if group.algorithm(self.outputs[0]) is Algorithm.POOLING:
             size = [box.size for box in boxes if box is not None]
             source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
+            extent = group.extents(boxes)
             return lambda frame: pool_patches(
                 source(frame),
                 frame.of(read_offset),
@@ -118,6 +129,7 @@ class _Pooling(WindowRule):
                 dilation=dilation,
                 maximum=maximum,
                 divisor=divisor,
+                output_extent=None if extent is None else frame.of(extent),
             )
         block, padding, flat = self.block(group), self.own_padding(), len(kernel) == 2
         if maximum:

@@ -4,9 +4,12 @@ from captum_krypton._ops._block import convolution_block, finish
 from captum_krypton._ops._convolve import (
     PackedWeight,
     Patches,
+    allows_winograd,
     convolve_patches,
     pack_weight,
     panel_size,
+    tap_groups,
+    winograd_points,
 )
 from captum_krypton._ops._gather import gather_patches
 from captum_krypton._ops._loader import BackendInfo, KryptonBackendWarning, backend_info
@@ -17,6 +20,7 @@ __all__ = [
     "KryptonBackendWarning",
     "PackedWeight",
     "Patches",
+    "allows_winograd",
     "backend_info",
     "convolution_block",
     "convolve_patches",
@@ -25,4 +29,6 @@ __all__ = [
     "pack_weight",
     "panel_size",
     "pool_patches",
+    "tap_groups",
+    "winograd_points",
 ]

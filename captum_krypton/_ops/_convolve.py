@@ -7,25 +7,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from captum_krypton._ops import _loader, _reference
 from captum_krypton._ops._library import library
 
-__all__ = ["PackedWeight", "Patches", "convolve_patches", "pack_weight", "panel_size"]
+__all__ = [
+    "PackedWeight",
+    "Patches",
+    "allows_winograd",
+    "convolve_patches",
+    "pack_weight",
+    "panel_size",
+    "tap_groups",
+    "winograd_points",
+]
 
 library.define(
     "convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset, "
-    "Tensor read_offset, Tensor weight, Tensor packed, Tensor? bias, SymInt[] size, "
-    "int[] stride, int[] dilation, int tile, Tensor? residual_base, Tensor? residual_patch, "
-    "Tensor? residual_offset, Tensor? output_offset, float low, float high) -> Tensor",
+    "Tensor? patch_extent, Tensor read_offset, Tensor weight, Tensor packed, Tensor? bias, "
+    "SymInt[] size, Tensor? output_extent, int[] stride, int[] dilation, bool winograd, "
+    "Tensor? residual_base, Tensor? residual_patch, Tensor? residual_offset, "
+    "Tensor? residual_extent, Tensor? output_offset, float low, float high) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("panel_size() -> int")
 
-# Where F(4, 3) interpolates, besides 0 and infinity; as in csrc/convolve.h.
+# As in csrc/convolve.h: where Winograd's algorithm interpolates, besides 0 and infinity, the
+# negatives too; the groups of three taps that an axis may have; the outputs of a tile.
 _POINTS = (0.625, 1.5)
+_MOST_GROUPS = 3
+_MOST_OUTPUTS = 4
+
+
+Integers = npt.NDArray[np.int64]
 
 
 class Patches(NamedTuple):
@@ -36,12 +54,15 @@ class Patches(NamedTuple):
         patch: the windows' patches, (B, C, P, Q).
         image: the row of `base` that each window belongs to, (B,), int64.
         patch_offset: the first cell of each patch in the volume, (B, 2), int64.
+        patch_extent: how many cells of each patch count, from its first, (B, 2), int64; None for
+            all of them.
     """
 
     base: Tensor
     patch: Tensor
     image: Tensor
     patch_offset: Tensor
+    patch_extent: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +72,12 @@ class PackedWeight:
     Attributes:
         weight: (K, C, kernel height, kernel width); (C, 1, ...) for a depthwise convolution.
         packed: the same numbers, or their transform, in the kernels' order.
-        tile: 0 for a direct convolution, else the side of Winograd's output tiles, 2 or 4.
+        winograd: whether it is transformed for Winograd's algorithm.
     """
 
     weight: Tensor
     packed: Tensor
-    tile: int
+    winograd: bool
 
 
 def panel_size() -> int:
@@ -69,39 +90,81 @@ def panel_size() -> int:
     return found
 
 
-def pack_weight(weight: Tensor, tile: int = 0, *, depthwise: bool = False) -> PackedWeight:
+def tap_groups(taps: int) -> int:
+    """Groups of three taps that an axis of Winograd's algorithm has."""
+    return -(-taps // 3)
+
+
+def winograd_points(cells: Integers, taps: int) -> Integers:
+    """Products that Winograd's algorithm makes along an axis of so many cells, a group of taps."""
+    return cells if taps == 1 else cells + 2 * -(-cells // _MOST_OUTPUTS)
+
+
+def allows_winograd(
+    weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> bool:
+    """Whether Winograd's algorithm computes an ungrouped convolution.
+
+    Args:
+        weight: the weight's shape, (K, C, kernel height, kernel width).
+        stride: the convolution's stride along each axis.
+        dilation: the convolution's dilation along each axis.
+    """
+    channels, kernel = weight[:2], weight[2:]
+    steps = {*stride, *dilation}
+    return (
+        steps == {1}
+        and max(kernel) > 1
+        and max(map(tap_groups, kernel)) <= _MOST_GROUPS
+        and min(channels) >= _LEAST_CHANNELS
+    )
+
+
+_LEAST_CHANNELS = 16  # no kernel has more lanes
+
+
+def pack_weight(
+    weight: Tensor, winograd: bool = False, *, depthwise: bool = False
+) -> PackedWeight:
     """Puts a weight into the order of the kernels.
 
     Args:
         weight: (K, C, kernel height, kernel width), float32.
-        tile: 0 for a direct convolution; 2 or 4 for Winograd's F(2x2, 3x3) or F(4x4, 3x3).
+        winograd: for Winograd's algorithm; see `allows_winograd`.
         depthwise: whether each channel has a kernel of its own; C is 1 then.
     """
     panel = panel_size()
     if panel == 0:
-        return PackedWeight(weight, weight, tile)
+        return PackedWeight(weight, weight, winograd)
     if depthwise:
-        return PackedWeight(weight, weight.flatten(1).t().contiguous(), tile)
-    points = _weight_transform(tile) if tile else None
-    count = math.prod(weight.shape[2:]) if points is None else len(points)
+        return PackedWeight(weight, weight.flatten(1).t().contiguous(), winograd)
+    transform = _weight_transform(weight.shape[2:]) if winograd else None
+    count = math.prod(weight.shape[2:]) if transform is None else transform.shape[1]
+    depth = weight.shape[1] * (1 if transform is None else transform.shape[0])
     panels = -(-len(weight) // panel)
-    packed = weight.new_zeros(count, panels, weight.shape[1], panel)
+    packed = weight.new_zeros(count, panels, depth, panel)
     for number in range(panels):  # one at a time: float64 takes twice the memory
         rows = weight[number * panel : (number + 1) * panel].flatten(2)
-        if points is not None:
-            rows = (rows.double() @ points.t()).to(weight.dtype)
+        if transform is not None:  # to (rows, groups of taps and channels, points)
+            points = torch.einsum("kct,gpt->kgcp", rows.double(), transform)
+            rows = points.flatten(1, 2).to(weight.dtype)
         packed[:, number, :, : len(rows)] = rows.permute(2, 1, 0)
-    if points is None:  # panel by panel, each with its taps
+    if transform is None:  # panel by panel, each with its taps
         packed = packed.transpose(0, 1).contiguous()
-    return PackedWeight(weight, packed, tile)
+    return PackedWeight(weight, packed, winograd)
 
 
-def _weight_transform(tile: int) -> Tensor:
-    """Winograd's G of both axes: the nine taps to (tile + 2) squared points, float64."""
-    if tile == 2:
-        rows = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-        one = torch.tensor(rows, dtype=torch.float64)
-        return torch.kron(one, one)
+def _weight_transform(kernel: Sequence[int]) -> Tensor:
+    """From taps to points, (groups of taps, points, taps), of both axes, float64."""
+    first, second = map(_axis_transform, kernel)
+    both = torch.einsum("gpt,hqu->ghpqtu", first, second)
+    return both.flatten(4).flatten(2, 3).flatten(0, 1)
+
+
+def _axis_transform(taps: int) -> Tensor:
+    """Winograd's G for every group of three taps; the identity for an axis of one tap."""
+    if taps == 1:
+        return torch.ones(1, 1, 1, dtype=torch.float64)
     a, b = _POINTS
     at_a, at_b = 2 * a * a * (a * a - b * b), 2 * b * b * (b * b - a * a)
     rows = [
@@ -113,7 +176,11 @@ def _weight_transform(tile: int) -> Tensor:
         [0, 0, 1],
     ]
     one = torch.tensor(rows, dtype=torch.float64)
-    return torch.kron(one, one)
+    groups = tap_groups(taps)
+    every = one.new_zeros(groups, len(rows), 3 * groups)
+    for group in range(groups):
+        every[group, :, 3 * group : 3 * group + 3] = one
+    return every[:, :, :taps]
 
 
 def convolve_patches(
@@ -129,6 +196,7 @@ def convolve_patches(
     output_offset: Tensor | None = None,
     low: float = -math.inf,
     high: float = math.inf,
+    output_extent: Tensor | None = None,
 ) -> Tensor:
     """Convolves every window's read-in block, adds a residual and clamps.
 
@@ -148,17 +216,15 @@ def convolve_patches(
         output_offset: the first cell of each output patch in the residual's volume, (B, 2), int64.
         low: the least value of the output.
         high: the largest value of the output.
+        output_extent: how many cells of each output patch are computed, from its first, (B, 2),
+            int64; the others hold anything. None for all.
 
     Returns:
         The output patches, (B, K, *size), float32, channels-last.
     """
     if not _loader.ready:
         _loader.load()
-    base, patch, offset = (
-        (None, None, None)
-        if residual is None
-        else (residual.base, residual.patch, residual.patch_offset)
-    )
+    base, patch, _, offset, extent = (None,) * 5 if residual is None else residual
     result: Tensor = torch.ops.captum_krypton.convolve_patches.default(
         *source,
         read_offset,
@@ -166,12 +232,14 @@ def convolve_patches(
         weight.packed,
         bias,
         size,
+        output_extent,
         stride,
         dilation,
-        weight.tile,
+        weight.winograd,
         base,
         patch,
         offset,
+        extent,
         output_offset,
         low,
         high,
@@ -184,6 +252,7 @@ def _fake(
     patch: Tensor,
     image: Tensor,
     patch_offset: Tensor,
+    patch_extent: Tensor | None,
     read_offset: Tensor,
     weight: Tensor,
     packed: Tensor,

@@ -14,7 +14,7 @@ __all__ = ["gather_patches"]
 
 library.define(
     "gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset, "
-    "Tensor read_offset, SymInt[] read_size, float fill) -> Tensor",
+    "Tensor read_offset, SymInt[] read_size, float fill, Tensor? patch_extent=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -27,6 +27,7 @@ def _fake_gather_patches(
     read_offset: Tensor,
     read_size: Sequence[int],
     fill: float,
+    patch_extent: Tensor | None = None,
 ) -> Tensor:
     return torch.empty(
         (patch.shape[0], base.shape[1], *read_size),
@@ -50,6 +51,7 @@ def gather_patches(
     read_offset: Tensor,
     read_size: Sequence[int],
     fill: float = 0.0,
+    patch_extent: Tensor | None = None,
 ) -> Tensor:
     """Cuts a read-in block out of the base for every window and lays the window's patch over it.
 
@@ -59,7 +61,7 @@ def gather_patches(
     `y = read_offset + i` of the volume, along each axis, and holds
 
     - `fill` where `y` is outside the volume on any axis (the padding of the operator to come),
-    - else the patch's value where `y` is inside `[patch_offset, patch_offset + P)` on all axes,
+    - else the patch's value where `y` is inside `[patch_offset, patch_offset + E)` on all axes,
     - else the value of the base.
 
     A patch may stick out of the volume: such cells are never read. It may also be empty on an
@@ -79,6 +81,8 @@ def gather_patches(
         read_size: Size R of the read-in blocks in cells, one number per spatial axis.
         fill: Value of the padding: 0, or -inf for max pooling, which for an integer dtype is the
             lowest integer and for bool is False.
+        patch_extent: E, how many cells of each patch count, from its first, (B, spatial axes),
+            int64; None for all of them, P.
 
     Returns:
         The read-in blocks, (B, C, *R), of the dtype and on the device of `base`.
@@ -108,10 +112,16 @@ def gather_patches(
         and read_offset.dtype is torch.int64
         and len(read_size) == rank
         and min(read_size) >= 0
+        and (
+            patch_extent is None
+            or (patch_extent.shape == offset_shape and patch_extent.dtype is torch.int64)
+        )
         and (fill == 0 or (fill == _MINUS_INFINITY and base.dtype in _reference.LOWEST))
     ):
-        _explain(base, patch, image, patch_offset, read_offset, read_size, fill)
-    result: Tensor = _op(base, patch, image, patch_offset, read_offset, read_size, fill)
+        _explain(base, patch, image, patch_offset, read_offset, read_size, fill, patch_extent)
+    result: Tensor = _op(
+        base, patch, image, patch_offset, read_offset, read_size, fill, patch_extent
+    )
     return result
 
 
@@ -123,6 +133,7 @@ def _explain(
     read_offset: Tensor,
     read_size: Sequence[int],
     fill: float,
+    patch_extent: Tensor | None,
 ) -> None:
     """Raises the error that says which argument of `gather_patches` is wrong."""
     rank = base.dim() - 2
@@ -142,7 +153,10 @@ def _explain(
         ("image", image, (windows,)),
         ("patch_offset", patch_offset, (windows, rank)),
         ("read_offset", read_offset, (windows, rank)),
+        ("patch_extent", patch_extent, (windows, rank)),
     ):
+        if tensor is None:
+            continue
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} is {tensor.dtype}; expected torch.int64")
         if tensor.shape != expected:

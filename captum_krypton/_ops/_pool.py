@@ -15,8 +15,8 @@ __all__ = ["pool_patches"]
 
 library.define(
     "pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset, "
-    "Tensor read_offset, SymInt[] size, int[] kernel, int[] stride, int[] dilation, "
-    "bool maximum, float divisor) -> Tensor",
+    "Tensor? patch_extent, Tensor read_offset, SymInt[] size, Tensor? output_extent, "
+    "int[] kernel, int[] stride, int[] dilation, bool maximum, float divisor) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -31,6 +31,7 @@ def pool_patches(
     dilation: Sequence[int] = (1, 1),
     maximum: bool,
     divisor: float = 1.0,
+    output_extent: Tensor | None = None,
 ) -> Tensor:
     """Pools every window's read-in block.
 
@@ -47,6 +48,8 @@ def pool_patches(
         dilation: its dilation along each axis.
         maximum: max pooling; else sums over the window.
         divisor: what the sums are divided by.
+        output_extent: how many cells of each output patch are computed, from its first, (B, 2),
+            int64; the others hold anything. None for all.
 
     Returns:
         The output patches, (B, C, *size), float32, channels-last.
@@ -54,7 +57,7 @@ def pool_patches(
     if not _loader.ready:
         _loader.load()
     result: Tensor = torch.ops.captum_krypton.pool_patches.default(
-        *source, read_offset, size, kernel, stride, dilation, maximum, divisor
+        *source, read_offset, size, output_extent, kernel, stride, dilation, maximum, divisor
     )
     return result
 
@@ -64,6 +67,7 @@ def _fake(
     patch: Tensor,
     image: Tensor,
     patch_offset: Tensor,
+    patch_extent: Tensor | None,
     read_offset: Tensor,
     size: Sequence[int],
     *rest: object,

@@ -45,12 +45,14 @@ def gather_patches(
     read_offset: Tensor,
     read_size: Sequence[int],
     fill: float,
+    patch_extent: Tensor | None = None,
 ) -> Tensor:
     """The reference of `captum_krypton::gather_patches`; arguments as there."""
     if signed := _SIGNED.get(base.dtype):
         base_bits, patch_bits = base.view(signed), patch.view(signed)
         offsets = (image, patch_offset, read_offset)
-        return gather_patches(base_bits, patch_bits, *offsets, read_size, 0.0).view(base.dtype)
+        block = gather_patches(base_bits, patch_bits, *offsets, read_size, 0.0, patch_extent)
+        return block.view(base.dtype)
     windows, rank = patch.shape[0], base.dim() - 2
     rows, device = base.shape[0], base.device
     if device.type == "cpu" and bool(((image < 0) | (image >= rows)).any()):
@@ -73,7 +75,10 @@ def gather_patches(
         at_base = (read_offset[:, axis, None] + torch.arange(size, device=device)).view(view)
         at_patch = at_base - patch_offset[:, axis].view(per_window)
         inside = inside & (at_base >= 0) & (at_base < base_size)
-        covered = covered & (at_patch >= 0) & (at_patch < patch_size)
+        extent: Tensor | int = patch_size
+        if patch_extent is not None:
+            extent = patch_extent[:, axis].view(per_window)
+        covered = covered & (at_patch >= 0) & (at_patch < extent)
         base_index.append(at_base.clamp(0, base_size - 1))
         patch_index.append(at_patch.clamp(0, max(patch_size - 1, 0)))
 
@@ -103,24 +108,32 @@ def convolve_patches(
     patch: Tensor,
     image: Tensor,
     patch_offset: Tensor,
+    patch_extent: Tensor | None,
     read_offset: Tensor,
     weight: Tensor,
     packed: Tensor,
     bias: Tensor | None,
     size: Sequence[int],
+    output_extent: Tensor | None,
     stride: Sequence[int],
     dilation: Sequence[int],
-    tile: int,
+    winograd: bool,
     residual_base: Tensor | None,
     residual_patch: Tensor | None,
     residual_offset: Tensor | None,
+    residual_extent: Tensor | None,
     output_offset: Tensor | None,
     low: float,
     high: float,
 ) -> Tensor:
-    """The reference of `captum_krypton::convolve_patches`: direct, on gathered blocks."""
+    """The reference of `captum_krypton::convolve_patches`: direct, on gathered blocks.
+
+    Cells of the output beyond `output_extent` are computed too.
+    """
     read_size = _read_size(size, weight.shape[2:], stride, dilation)
-    block = gather_patches(base, patch, image, patch_offset, read_offset, read_size, 0.0)
+    block = gather_patches(
+        base, patch, image, patch_offset, read_offset, read_size, 0.0, patch_extent
+    )
     groups = base.shape[1] // weight.shape[1]
     out = F.conv2d(block, weight, bias, tuple(stride), 0, tuple(dilation), groups)
     if residual_base is not None:
@@ -128,7 +141,14 @@ def convolve_patches(
         assert residual_offset is not None
         assert output_offset is not None
         out = out + gather_patches(
-            residual_base, residual_patch, image, residual_offset, output_offset, size, 0.0
+            residual_base,
+            residual_patch,
+            image,
+            residual_offset,
+            output_offset,
+            size,
+            0.0,
+            residual_extent,
         )
     return out.clamp(low, high).contiguous(memory_format=torch.channels_last)
 
@@ -138,8 +158,10 @@ def pool_patches(
     patch: Tensor,
     image: Tensor,
     patch_offset: Tensor,
+    patch_extent: Tensor | None,
     read_offset: Tensor,
     size: Sequence[int],
+    output_extent: Tensor | None,
     kernel: Sequence[int],
     stride: Sequence[int],
     dilation: Sequence[int],
@@ -149,7 +171,9 @@ def pool_patches(
     """The reference of `captum_krypton::pool_patches`, on gathered blocks."""
     read_size = _read_size(size, kernel, stride, dilation)
     fill = -math.inf if maximum else 0.0
-    block = gather_patches(base, patch, image, patch_offset, read_offset, read_size, fill)
+    block = gather_patches(
+        base, patch, image, patch_offset, read_offset, read_size, fill, patch_extent
+    )
     if maximum:
         pooled = F.max_pool2d(block, tuple(kernel), tuple(stride), 0, tuple(dilation))
     else:

@@ -94,9 +94,32 @@ void check(const char* name, const Tensor& tensor, ScalarType dtype, int64_t dim
                   " has another device, type or number of dimensions than expected");
 }
 
+// How many cells of each window's patch, from its first, count: (windows, 2).
+using Extents = std::vector<int64_t>;
+
+// `extent`, or all cells of patches of the given size.
+Extents extents(const char* name, const OptionalTensor& extent, int64_t windows, int64_t height,
+                int64_t width) {
+  Extents all(static_cast<size_t>(2 * windows));
+  if (extent) {
+    check(name, *extent, ScalarType::Long, 2);
+    check_index(name, *extent, windows, 2);
+  }
+  const Tensor given = extent ? pack(*extent, MemoryFormat::Contiguous) : Tensor();
+  const int64_t* const from = extent ? given.const_data_ptr<int64_t>() : nullptr;
+  const int64_t most[2] = {height, width};
+  for (size_t i = 0; i < all.size(); ++i) {
+    all[i] = from ? from[i] : most[i % 2];
+    STD_TORCH_CHECK(all[i] >= 0 && all[i] <= most[i % 2], name, " has ", all[i],
+                    " cells; expected 0 to ", most[i % 2]);
+  }
+  return all;
+}
+
 // Tensors that a source points into; they live as long as it does.
 struct Held {
   Tensor base, patch, image, patch_offset, read_offset;
+  Extents patch_extent;
   std::vector<float> zeros;
 
   Source source() const {
@@ -105,6 +128,7 @@ struct Held {
             zeros.data(),
             image.const_data_ptr<int64_t>(),
             patch_offset.const_data_ptr<int64_t>(),
+            patch_extent.data(),
             read_offset.const_data_ptr<int64_t>(),
             base.size(1),
             base.size(2),
@@ -115,7 +139,7 @@ struct Held {
 };
 
 Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Tensor& patch_offset,
-          const Tensor& read_offset, float padding = 0.0F) {
+          const OptionalTensor& patch_extent, const Tensor& read_offset, float padding = 0.0F) {
   check("base", base, ScalarType::Float, 4);
   check("patch", patch, ScalarType::Float, 4);
   const int64_t windows = patch.size(0);
@@ -132,9 +156,72 @@ Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Te
             pack(image, MemoryFormat::Contiguous),
             pack(patch_offset, MemoryFormat::Contiguous),
             pack(read_offset, MemoryFormat::Contiguous),
+            extents("patch_extent", patch_extent, windows, patch.size(2), patch.size(3)),
             std::vector<float>(static_cast<size_t>(base.size(1)), padding)};
   check_images(held.image, base.size(0));
   return held;
+}
+
+// What a call writes, and where.
+struct Written {
+  Tensor out;
+  Extents extent;
+  std::vector<int64_t> before;
+
+  int64_t cells() const { return before.back(); }
+
+  Output output() const {
+    return {out.mutable_data_ptr<float>(),
+            out.size(0),
+            out.size(2),
+            out.size(3),
+            out.size(1),
+            extent.data(),
+            before.data()};
+  }
+};
+
+Written allocate(const Tensor& like, int64_t windows, int64_t channels,
+                 const std::vector<int64_t>& size, const OptionalTensor& extent) {
+  Written made{
+      torch::stable::empty({windows, channels, size[0], size[1]}, ScalarType::Float, like.layout(),
+                           like.device(), std::nullopt, MemoryFormat::ChannelsLast),
+      extents("output_extent", extent, windows, size[0], size[1]),
+      {0}};
+  for (size_t window = 0; window < static_cast<size_t>(windows); ++window) {
+    made.before.push_back(made.before.back() +
+                          made.extent[2 * window] * made.extent[2 * window + 1]);
+  }
+  return made;
+}
+
+// Parts of an axis of `cells` cells, as even as can be and none longer than `most`.
+struct Parts {
+  int64_t count, each, longer;
+
+  Parts(int64_t cells, int64_t most)
+      : count((cells + most - 1) / most),
+        each(count ? cells / count : 0),
+        longer(count ? cells % count : 0) {}
+
+  int64_t begin(int64_t part) const { return part * each + std::min(part, longer); }
+  int size(int64_t part) const { return static_cast<int>(each + (part < longer)); }
+};
+
+std::vector<Tile> make_tiles(const Written& written, const int64_t (&kernel)[2]) {
+  std::vector<Tile> tiles;
+  const int64_t windows = static_cast<int64_t>(written.before.size()) - 1;
+  for (int64_t window = 0; window < windows; ++window) {
+    const int64_t* const extent = written.extent.data() + 2 * window;
+    const Parts rows(extent[0], kernel[0] == 1 ? 1 : kMostOutputs);
+    const Parts columns(extent[1], kernel[1] == 1 ? 1 : kMostOutputs);
+    for (int64_t i = 0; i < rows.count; ++i) {
+      for (int64_t j = 0; j < columns.count; ++j) {
+        tiles.push_back({window, rows.begin(i), columns.begin(j), rows.size(i), columns.size(j)});
+      }
+    }
+  }
+  return tiles;
 }
 
 // How the units of a call are cut into blocks, and what runs a block.
@@ -147,8 +234,9 @@ struct Work {
 };
 
 // Tiles that stay in the caches through all three stages of Winograd's algorithm.
-int64_t tiles_in_block(int64_t channels) {
-  return channels >= 448 ? 192 : (channels >= 192 ? 96 : 48);
+int64_t tiles_in_block(int64_t points, int64_t depth) {
+  const int64_t tiles = depth >= 448 ? 192 : (depth >= 192 ? 96 : 48);
+  return points == kPointsAxis ? 4 * tiles : tiles;
 }
 
 constexpr int64_t kCellsInBlock = 96;
@@ -157,31 +245,34 @@ constexpr int64_t kCellsInBlock = 96;
 int64_t even_block(int64_t units, int64_t block, int64_t threads) {
   int64_t blocks = (units + block - 1) / block;
   blocks = std::min((blocks + threads - 1) / threads * threads, units);
-  return std::max<int64_t>(1, round_up((units + blocks - 1) / blocks, 6));
+  return std::max<int64_t>(1, round_up((units + blocks - 1) / std::max<int64_t>(1, blocks), 6));
 }
 
-Work<Convolution> make_work(const Convolution& conv, const Kernels& found, int64_t tile,
-                            bool depthwise, int64_t threads) {
-  const int64_t taps = conv.kernel[0] * conv.kernel[1];
-  Work<Convolution> work{nullptr, conv.windows * conv.height * conv.width, kCellsInBlock, 0};
-  if (tile > 0) {
-    work.run = tile == 2 ? found.winograd2 : found.winograd4;
-    work.units =
-        conv.windows * ((conv.height + tile - 1) / tile) * ((conv.width + tile - 1) / tile);
-    work.block = tiles_in_block(conv.source.channels);
-  } else if (depthwise) {
-    work.run = found.depthwise;
-  } else {
-    work.run = found.direct;
-  }
-  work.block = even_block(work.units, work.block, threads);
-  if (tile > 0) {
-    work.scratch =
-        winograd_scratch(tile, work.block, conv.source.channels, conv.out_channels, found.panel);
-  } else {
-    work.scratch = direct_scratch(work.block, taps, found.panel);
-  }
-  return work;
+// Numbers that Winograd's algorithm multiplies for every tile and pair of channels.
+int64_t winograd_points(const int64_t (&kernel)[2]) {
+  return (kernel[0] == 1 ? 1 : kPointsAxis) * (kernel[1] == 1 ? 1 : kPointsAxis);
+}
+
+int64_t winograd_depth(const int64_t (&kernel)[2], int64_t channels) {
+  return tap_groups(kernel[0]) * tap_groups(kernel[1]) * channels;
+}
+
+Work<Convolution> winograd_work(const Convolution& conv, const Kernels& found, int64_t tiles,
+                                int64_t threads) {
+  const int64_t points = winograd_points(conv.kernel);
+  const int64_t depth = winograd_depth(conv.kernel, conv.source.channels);
+  const int64_t block = even_block(tiles, tiles_in_block(points, depth), threads);
+  return {found.winograd, tiles, block,
+          winograd_scratch(points, block, depth, conv.out.channels, found.panel)};
+}
+
+template <typename Call>
+Work<Call> cell_work(const Call& call, void (*kernel)(const Call&, int64_t, int64_t, float*),
+                     const Kernels& found, int64_t threads) {
+  const int64_t units = call.out.before[call.out.windows];
+  const int64_t block = even_block(units, kCellsInBlock, threads);
+  return {kernel, units, block,
+          direct_scratch(block, call.kernel[0] * call.kernel[1], found.panel)};
 }
 
 template <typename Call>
@@ -204,14 +295,16 @@ void run(const Call& call, const Work<Call>& work, int64_t threads) {
 int64_t panel_size() { return kernels() ? kernels()->panel : 0; }
 
 Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset,
-                        Tensor read_offset, Tensor weight, Tensor packed, OptionalTensor bias,
-                        std::vector<int64_t> size, std::vector<int64_t> stride,
-                        std::vector<int64_t> dilation, int64_t tile, OptionalTensor residual_base,
+                        OptionalTensor patch_extent, Tensor read_offset, Tensor weight,
+                        Tensor packed, OptionalTensor bias, std::vector<int64_t> size,
+                        OptionalTensor output_extent, std::vector<int64_t> stride,
+                        std::vector<int64_t> dilation, bool winograd, OptionalTensor residual_base,
                         OptionalTensor residual_patch, OptionalTensor residual_offset,
-                        OptionalTensor output_offset, double low, double high) {
+                        OptionalTensor residual_extent, OptionalTensor output_offset, double low,
+                        double high) {
   const Kernels* const found = kernels();
   STD_TORCH_CHECK(found, "these kernels were built by a compiler without vector types");
-  const Held held = hold(base, patch, image, patch_offset, read_offset);
+  const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset);
   check("weight", weight, ScalarType::Float, 4);
   const int64_t channels = base.size(1);
   const int64_t out_channels = weight.size(0);
@@ -220,16 +313,19 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                   weight.size(1), " input channels; expected ", channels, ", or 1");
   STD_TORCH_CHECK(size.size() == 2 && stride.size() == 2 && dilation.size() == 2,
                   "size, stride and dilation have 2 numbers each");
-  STD_TORCH_CHECK(tile == 0 || tile == 2 || tile == 4, "tile is ", tile, "; expected 0, 2 or 4");
+  const int64_t kernel[2] = {weight.size(2), weight.size(3)};
   STD_TORCH_CHECK(
-      tile == 0 || (!depthwise && weight.size(2) == 3 && weight.size(3) == 3 && stride[0] == 1 &&
-                    stride[1] == 1 && dilation[0] == 1 && dilation[1] == 1),
-      "tile is ", tile, ", which only ungrouped 3 x 3 convolutions of stride 1 have");
-  const int64_t taps = weight.size(2) * weight.size(3);
+      !winograd || (!depthwise && kernel[0] * kernel[1] > 1 &&
+                    std::max(kernel[0], kernel[1]) <= 3 * kMostGroups && stride[0] == 1 &&
+                    stride[1] == 1 && dilation[0] == 1 && dilation[1] == 1 &&
+                    std::min(channels, out_channels) >= found->lanes),
+      "winograd is for ungrouped convolutions of stride 1 with up to ", 3 * kMostGroups,
+      " taps an axis and at least ", found->lanes, " channels");
   const int64_t padded = round_up(out_channels, found->panel);
-  const int64_t expected = depthwise  ? taps * channels
-                           : tile > 0 ? (tile + 2) * (tile + 2) * padded * channels
-                                      : taps * padded * channels;
+  const int64_t expected = depthwise ? kernel[0] * kernel[1] * channels
+                           : winograd
+                               ? winograd_points(kernel) * winograd_depth(kernel, channels) * padded
+                               : kernel[0] * kernel[1] * padded * channels;
   check("packed", packed, ScalarType::Float, packed.dim());
   STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == expected, "packed has ",
                   packed.numel(), " elements; expected ", expected, ", contiguous");
@@ -243,72 +339,60 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
   if (residual_base) {
     STD_TORCH_CHECK(residual_patch && residual_offset && output_offset,
                     "residual_base comes without residual_patch, residual_offset or output_offset");
-    added = hold(*residual_base, *residual_patch, image, *residual_offset, *output_offset);
+    added = hold(*residual_base, *residual_patch, image, *residual_offset, residual_extent,
+                 *output_offset);
     STD_TORCH_CHECK(residual_base->size(1) == out_channels, "residual_base has ",
                     residual_base->size(1), " channels; expected ", out_channels);
     residual = added->source();
   }
-  const int64_t windows = patch.size(0);
-  Tensor out =
-      torch::stable::empty({windows, out_channels, size[0], size[1]}, ScalarType::Float,
-                           base.layout(), base.device(), std::nullopt, MemoryFormat::ChannelsLast);
-  if (out.numel() == 0) {
-    return out;
+  const Written written = allocate(base, patch.size(0), out_channels, size, output_extent);
+  if (written.cells() == 0 || out_channels == 0) {
+    return written.out;
   }
+  const std::vector<Tile> tiles = winograd ? make_tiles(written, kernel) : std::vector<Tile>();
   const Convolution conv{held.source(),
                          residual ? &*residual : nullptr,
                          packed.const_data_ptr<float>(),
                          bias ? bias->const_data_ptr<float>() : nullptr,
                          static_cast<float>(low),
                          static_cast<float>(high),
-                         out.mutable_data_ptr<float>(),
-                         windows,
-                         size[0],
-                         size[1],
-                         out_channels,
-                         {weight.size(2), weight.size(3)},
+                         written.output(),
+                         winograd ? tiles.data() : nullptr,
+                         {kernel[0], kernel[1]},
                          {stride[0], stride[1]},
                          {dilation[0], dilation[1]}};
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  run(conv, make_work(conv, *found, tile, depthwise, threads), threads);
-  return out;
+  if (winograd) {
+    run(conv, winograd_work(conv, *found, static_cast<int64_t>(tiles.size()), threads), threads);
+  } else {
+    run(conv, cell_work(conv, depthwise ? found->depthwise : found->direct, *found, threads),
+        threads);
+  }
+  return written.out;
 }
 
 Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset,
-                    Tensor read_offset, std::vector<int64_t> size, std::vector<int64_t> kernel,
+                    OptionalTensor patch_extent, Tensor read_offset, std::vector<int64_t> size,
+                    OptionalTensor output_extent, std::vector<int64_t> kernel,
                     std::vector<int64_t> stride, std::vector<int64_t> dilation, bool maximum,
                     double divisor) {
   const Kernels* const found = kernels();
   STD_TORCH_CHECK(found, "these kernels were built by a compiler without vector types");
   const float padding = maximum ? -std::numeric_limits<float>::infinity() : 0.0F;
-  const Held held = hold(base, patch, image, patch_offset, read_offset, padding);
+  const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset, padding);
   STD_TORCH_CHECK(size.size() == 2 && kernel.size() == 2 && stride.size() == 2 &&
                       dilation.size() == 2 && kernel[0] > 0 && kernel[1] > 0,
                   "size, kernel, stride and dilation have 2 numbers each");
-  const int64_t windows = patch.size(0);
-  Tensor out =
-      torch::stable::empty({windows, base.size(1), size[0], size[1]}, ScalarType::Float,
-                           base.layout(), base.device(), std::nullopt, MemoryFormat::ChannelsLast);
-  if (out.numel() == 0) {
-    return out;
+  const Written written = allocate(base, patch.size(0), base.size(1), size, output_extent);
+  if (written.cells() == 0 || base.size(1) == 0) {
+    return written.out;
   }
-  const Pooling call{held.source(),
-                     static_cast<float>(1.0 / divisor),
-                     out.mutable_data_ptr<float>(),
-                     windows,
-                     size[0],
-                     size[1],
-                     {kernel[0], kernel[1]},
-                     {stride[0], stride[1]},
-                     {dilation[0], dilation[1]}};
+  const Pooling call{held.source(),          static_cast<float>(1.0 / divisor),
+                     written.output(),       {kernel[0], kernel[1]},
+                     {stride[0], stride[1]}, {dilation[0], dilation[1]}};
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t units = windows * size[0] * size[1];
-  const int64_t block = even_block(units, kCellsInBlock, threads);
-  run(call,
-      Work<Pooling>{maximum ? found->maximum : found->average, units, block,
-                    direct_scratch(1, kernel[0] * kernel[1], found->panel)},
-      threads);
-  return out;
+  run(call, cell_work(call, maximum ? found->maximum : found->average, *found, threads), threads);
+  return written.out;
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "../patch_index.h"
@@ -106,6 +107,7 @@ struct Job {
   char* block;
   const int64_t* image;
   const int64_t* patch_offset;
+  const int64_t* patch_extent;  // null: all of the patch
   const int64_t* read_offset;
   int64_t rank;
   Fill fill;
@@ -115,8 +117,10 @@ struct Job {
       const int64_t given = axis - (kSpatialAxes - rank);
       const int64_t index = window * rank + given;
       cuts[axis] =
-          cut_axis(base_volume.size[axis], patch_volume.size[axis], block_volume.size[axis],
-                   given < 0 ? 0 : patch_offset[index], given < 0 ? 0 : read_offset[index]);
+          cut_axis(base_volume.size[axis],
+                   given < 0 || !patch_extent ? patch_volume.size[axis] : patch_extent[index],
+                   block_volume.size[axis], given < 0 ? 0 : patch_offset[index],
+                   given < 0 ? 0 : read_offset[index]);
     }
   }
 
@@ -192,7 +196,8 @@ struct Job {
 };
 
 Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset,
-                      Tensor read_offset, std::vector<int64_t> read_size, double fill) {
+                      Tensor read_offset, std::vector<int64_t> read_size, double fill,
+                      std::optional<Tensor> patch_extent) {
   const int64_t rank = base.dim() - 2;
   STD_TORCH_CHECK(rank >= 1 && rank <= kSpatialAxes, "base has ", rank,
                   " spatial axes; expected 1 to 3");
@@ -207,6 +212,16 @@ Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offs
   check_index("image", image, windows, 1);
   check_index("patch_offset", patch_offset, windows, rank);
   check_index("read_offset", read_offset, windows, rank);
+  std::optional<Tensor> packed_patch_extent;
+  if (patch_extent) {
+    check_index("patch_extent", *patch_extent, windows, rank);
+    packed_patch_extent = pack(*patch_extent, MemoryFormat::Contiguous);
+    const int64_t* const cells = packed_patch_extent->const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < windows * rank; ++i) {
+      STD_TORCH_CHECK(cells[i] >= 0 && cells[i] <= patch.size(2 + i % rank), "patch_extent has ",
+                      cells[i], " cells; expected 0 to ", patch.size(2 + i % rank));
+    }
+  }
   const Fill padding = make_fill(base, fill);
 
   const MemoryFormat format = result_format(base);
@@ -232,6 +247,7 @@ Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offs
                 static_cast<char*>(block.mutable_data_ptr()),
                 packed_image.const_data_ptr<int64_t>(),
                 packed_patch_offset.const_data_ptr<int64_t>(),
+                packed_patch_extent ? packed_patch_extent->const_data_ptr<int64_t>() : nullptr,
                 packed_read_offset.const_data_ptr<int64_t>(),
                 rank,
                 padding};

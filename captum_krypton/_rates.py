@@ -1,0 +1,278 @@
+"""What this machine's operations cost, in seconds: measured once, and kept in a file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._ops import (
+    Patches,
+    convolve_patches,
+    gather_patches,
+    pack_weight,
+    panel_size,
+    pool_patches,
+)
+
+__all__ = ["GUESSED", "Rates", "measure", "rates_of"]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds for one of each, on all threads.
+
+    Attributes:
+        convolution: a multiply-accumulate of torch's convolution on blocks.
+        grouped: the same, of a depthwise or narrow grouped one.
+        linear: a multiply-accumulate of a linear layer or another matrix product.
+        element: an element moved through memory by an operator of torch.
+        call: a call of an operator of torch and its gathering, whatever their size.
+        direct: a multiply-accumulate of the direct kernel.
+        product: one of the products of Winograd's algorithm.
+        transform: a number that its transforms make or read.
+        depthwise: a multiply-accumulate of the depthwise kernel.
+        pooling: a number that the pooling kernel reads.
+        kernel: a call of a compiled kernel, whatever its size.
+    """
+
+    convolution: float
+    grouped: float
+    linear: float
+    element: float
+    call: float
+    direct: float
+    product: float
+    transform: float
+    depthwise: float
+    pooling: float
+    kernel: float
+
+
+# Their ratios are those of a desktop CPU; they rank plans where nothing is measured.
+GUESSED = Rates(
+    convolution=1.4e-11,
+    grouped=1.1e-10,
+    linear=1.4e-11,
+    element=4e-10,
+    call=2e-5,
+    direct=1.4e-11,
+    product=1.3e-11,
+    transform=2.5e-10,
+    depthwise=1e-10,
+    pooling=1e-10,
+    kernel=3e-5,
+)
+_FORMAT = 1  # of the file
+_REPEATS = 5
+
+
+def rates_of(device: torch.device) -> Rates:
+    """The rates of a device: measured where the compiled kernels run, guessed elsewhere.
+
+    `KRYPTON_MEASURE=0` has them guessed everywhere.
+    """
+    if device.type != "cpu" or panel_size() == 0 or os.environ.get("KRYPTON_MEASURE") == "0":
+        return GUESSED
+    return _of_this_machine(torch.get_num_threads(), os.environ.get("KRYPTON_KERNELS", ""))
+
+
+@functools.cache
+def _of_this_machine(threads: int, kernels: str) -> Rates:
+    path = _directory() / f"rates-{_machine(threads, kernels)}.json"
+    found = _load(path)
+    if found is None:
+        found = measure()
+        _save(path, found)
+    return found
+
+
+def _directory() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "captum_krypton"
+
+
+def _machine(threads: int, kernels: str) -> str:
+    """A name for what the rates depend on."""
+    parts = (
+        _processor(),
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+        str(threads),
+        kernels,
+        torch.__version__,
+        str(_FORMAT),
+    )
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _load(path: Path) -> Rates | None:
+    try:
+        read = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    names = {field.name for field in fields(Rates)}
+    if not isinstance(read, dict) or set(read) != names:
+        return None
+    good = all(isinstance(v, float) and 0 < v < math.inf for v in read.values())
+    return Rates(**read) if good else None
+
+
+def _save(path: Path, rates: Rates) -> None:
+    """Writes the file as a whole or not at all; a machine without room for it measures again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".json")
+        with os.fdopen(handle, "w") as file:
+            json.dump(asdict(rates), file, indent=1)
+        os.replace(name, path)
+    except OSError:
+        pass
+
+
+def measure() -> Rates:
+    """Measures the rates, in less than a second. Needs the compiled kernels."""
+    with torch.inference_mode():
+        return _measure()
+
+
+def _measure() -> Rates:
+    tiny = _convolution(1, 16, 16, 1, winograd=False)
+    kernel = _seconds(tiny.run, 20)
+    cell = torch.zeros(1, 1, 1, 1)
+    index = torch.zeros(1, 2, dtype=torch.int64)
+
+    def step() -> Tensor:  # an operator of torch and the gathering of what it reads
+        return gather_patches(cell, cell, index[:, 0], index, index, (1, 1)) + 1
+
+    call = _seconds(step, 20)
+
+    x = torch.ones(16, 128, 28, 28).contiguous(memory_format=torch.channels_last)
+    full, alone = torch.ones(128, 128, 3, 3), torch.ones(128, 1, 3, 3)
+    cells = 16 * 26 * 26
+    convolution = _seconds(lambda: F.conv2d(x, full)) / (cells * full.numel())
+    grouped = _seconds(lambda: F.conv2d(x, alone, groups=128)) / (cells * alone.numel())
+    element = _seconds(lambda: x + 1) / x.numel()
+    rows, weight = torch.ones(256, 1024), torch.ones(1024, 1024)
+    linear = _seconds(lambda: F.linear(rows, weight)) / (256 * weight.numel())
+
+    work = _convolution(16, 128, 128, 14, winograd=False)
+    direct = (_seconds(work.run) - kernel) / work.macs
+    wide, narrow = (
+        _convolution(16, channels, channels, size, winograd=True)
+        for channels, size in ((256, 12), (32, 24))
+    )
+    product, transform = _two_rates(
+        (wide.products, wide.numbers, _seconds(wide.run) - kernel),
+        (narrow.products, narrow.numbers, _seconds(narrow.run) - kernel),
+    )
+    deep = _convolution(16, 128, 128, 14, winograd=False, depthwise=True)
+    depthwise = (_seconds(deep.run) - kernel) / deep.macs
+
+    def pool() -> Tensor:
+        return pool_patches(
+            deep.source, deep.offset, (14, 14), (3, 3), stride=(1, 1), maximum=True
+        )
+
+    pooling = (_seconds(pool) - kernel) / (16 * 14 * 14 * 9 * 128)
+    found = dict(
+        convolution=convolution,
+        grouped=grouped,
+        linear=linear,
+        element=element,
+        call=call,
+        direct=direct,
+        product=product,
+        transform=transform,
+        depthwise=depthwise,
+        pooling=pooling,
+        kernel=kernel,
+    )
+    # A clock that was interrupted at the wrong moment must not make an operation free.
+    return Rates(**{n: max(v, getattr(GUESSED, n) / 1e3) for n, v in found.items()})
+
+
+def _two_rates(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Solves `a x + b y = seconds` for both (a, b, seconds)."""
+    (a, b, s), (c, d, t) = first, second
+    determinant = a * d - b * c
+    return (s * d - b * t) / determinant, (a * t - s * c) / determinant
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A convolution of patches that fill half of each side of their volume."""
+
+    source: Patches
+    offset: Tensor
+    run: Callable[[], Tensor]
+    macs: int
+    products: float
+    numbers: float
+
+
+def _convolution(
+    windows: int,
+    channels: int,
+    out_channels: int,
+    size: int,
+    *,
+    winograd: bool,
+    depthwise: bool = False,
+) -> _Sample:
+    last: Any = torch.channels_last
+    base = torch.ones(1, channels, 2 * size, 2 * size).contiguous(memory_format=last)
+    patch = torch.ones(windows, channels, size, size).contiguous(memory_format=last)
+    offset = torch.full((windows, 2), size // 2, dtype=torch.int64)
+    source = Patches(base, patch, torch.zeros(windows, dtype=torch.int64), offset)
+    weight = torch.ones(out_channels, 1 if depthwise else channels, 3, 3)
+    packed = pack_weight(weight, winograd, depthwise=depthwise)
+    points = windows * (size + 2 * math.ceil(size / 4)) ** 2
+    return _Sample(
+        source,
+        offset,
+        lambda: convolve_patches(source, offset - 1, packed, None, (size, size)),
+        windows * size * size * weight.numel(),
+        float(points * channels * out_channels),
+        float(points * (channels + out_channels)),
+    )
+
+
+def _seconds(run: Callable[[], object], times: int = 1) -> float:
+    """The shortest time of a call, in `_REPEATS` tries after a first one."""
+    run()
+    best = math.inf
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        for _ in range(times):
+            run()
+        best = min(best, (time.perf_counter() - started) / times)
+    return best

@@ -1,0 +1,81 @@
+"""The machine's rates: what is measured, kept and read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from captum_krypton import _rates
+from captum_krypton._ops import panel_size
+from captum_krypton._rates import GUESSED, Rates, measure, rates_of
+
+CPU = torch.device("cpu")
+compiled = pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("KRYPTON_MEASURE", raising=False)
+    _rates._of_this_machine.cache_clear()
+    yield tmp_path / "captum_krypton"
+    _rates._of_this_machine.cache_clear()
+
+
+@compiled
+def test_rates_are_of_a_plausible_size() -> None:
+    found = asdict(measure())
+    for name, guess in asdict(GUESSED).items():
+        assert guess / 300 < found[name] < guess * 300, name
+
+
+@compiled
+def test_a_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = rates_of(CPU)
+    (path,) = cache.iterdir()
+    assert Rates(**json.loads(path.read_text())) == first
+    monkeypatch.setattr(_rates, "measure", lambda: pytest.fail("measured again"))
+    _rates._of_this_machine.cache_clear()
+    assert rates_of(CPU) == first
+
+
+@compiled
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"call": 1.0}', "negative"])
+def test_a_broken_file_is_measured_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(_rates, "measure", lambda: GUESSED)
+    rates_of(CPU)
+    (path,) = cache.iterdir()
+    if content == "negative":
+        content = json.dumps({**asdict(GUESSED), "call": -1.0})
+    path.write_text(content)
+    _rates._of_this_machine.cache_clear()
+    assert rates_of(CPU) == GUESSED
+    assert Rates(**json.loads(path.read_text())) == GUESSED
+
+
+@compiled
+def test_a_machine_without_room_for_a_file(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(_rates, "measure", lambda: GUESSED)
+    assert rates_of(CPU) == GUESSED
+
+
+def test_measuring_may_be_forbidden(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KRYPTON_MEASURE", "0")
+    monkeypatch.setattr(_rates, "measure", lambda: pytest.fail("measured"))
+    assert rates_of(CPU) is GUESSED
+
+
+def test_other_devices_are_not_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rates, "measure", lambda: pytest.fail("measured"))
+    assert rates_of(torch.device("meta")) is GUESSED
