@@ -27,6 +27,9 @@ from ._windows import WindowGrid
 
 __all__ = ["Compiled", "CompileCache", "signature"]
 
+# Larger batches leave the caches, and wait for memory (Swin-T: 129 ms a window in batches of a
+# gigabyte, 90 in batches of 150 MiB).
+_BATCH_BYTES = {"cpu": 1 << 27}
 _KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
 
 
@@ -70,6 +73,7 @@ class Compiled:
                         means=means,
                         images=call.examples,
                         memory_budget=memory_budget,
+                        batch_bytes=_BATCH_BYTES.get(tensor.device.type),
                         most_rows=most_rows,
                         element_bytes=tensor.element_size(),
                     )

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ._arguments import Call, Predicted
 from ._capture import watched
 from ._compile import CompileCache, Compiled, default_memory_budget
-from ._execute import Execution
+from ._execute import Execution, RunStatistics
 from ._heatmap import OcclusionMap, Report
 from ._naive import naive_scores
 from ._ops import backend_info
@@ -71,8 +71,18 @@ class Engine:
         self.winograd, self.self_check = winograd, self_check
         self.cache = CompileCache()
 
-    def maps(self, call: Call, show_progress: bool) -> tuple[OcclusionMap, ...]:
+    def maps(
+        self,
+        call: Call,
+        show_progress: bool,
+        ran: list[tuple[Plan, RunStatistics]] | None = None,
+    ) -> tuple[OcclusionMap, ...]:
         """One map for each input.
+
+        Args:
+            call: the checked arguments.
+            show_progress: whether to show a progress bar over the windows.
+            ran: gets the plan of each input, and what running it took.
 
         Raises:
             Fallback: where the forward function must be run itself, for every window.
@@ -91,13 +101,14 @@ class Engine:
             compiled.notes[key] = notes
             target = resolve_target(output, call.target)
             reference = _select_targets(output, target)
+            rest = (output, reference, target, show_progress, started, [] if ran is None else ran)
             try:
-                return self._run(call, compiled, output, reference, target, show_progress, started)
+                return self._run(call, compiled, *rest)
             except _Stale:
                 compiled = self._compiled(call, renew=True)
                 compiled.notes[key] = notes
             try:
-                return self._run(call, compiled, output, reference, target, show_progress, started)
+                return self._run(call, compiled, *rest)
             except _Stale as stale:
                 raise Fallback(str(stale)) from None
 
@@ -188,7 +199,9 @@ class Engine:
         target: Any,
         show_progress: bool,
         started: float,
+        ran: list[tuple[Plan, RunStatistics]],
     ) -> tuple[OcclusionMap, ...]:
+        ran.clear()  # of a run that was given up
         plans = [self._plan(compiled, call, i) for i in range(len(call.inputs))]
         windows = sum(plan.grid.total for plan in plans)
         maps = []
@@ -226,7 +239,9 @@ class Engine:
                     checked,
                     error,
                     backend_info().name,
+                    plan.seconds * call.examples,
                 )
+                ran.append((plan, execution.statistics))
                 maps.append(_map(call, position, scores, reference, target, report))
                 setup = 0.0  # counted with the first input
         return tuple(maps)
@@ -316,15 +331,18 @@ def _largest(tensor: Tensor) -> Tensor:
 
 
 def checked_windows(counts: tuple[int, ...]) -> list[int]:
-    """A corner, the middle, an edge and the last of the windows, by row-major number."""
+    """The middle one of the windows, a corner, the last and an edge, by row-major number.
+
+    One of sixteen at most: a check must not cost what it checks.
+    """
     places = [
-        tuple(0 for _ in counts),
         tuple(c // 2 for c in counts),
-        tuple(c // 2 if i == len(counts) - 1 else c - 1 for i, c in enumerate(counts)),
+        tuple(0 for _ in counts),
         tuple(c - 1 for c in counts),
+        tuple(c // 2 if i == len(counts) - 1 else c - 1 for i, c in enumerate(counts)),
     ]
     numbers = set()
-    for place in places:
+    for place in places[: max(1, math.prod(counts) // 16)]:
         number = 0
         for index, count in zip(place, counts, strict=True):
             number = number * count + index

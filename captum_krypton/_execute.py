@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +28,25 @@ Outcome = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class RunStatistics:
-    """What a run did."""
+    """What a run did.
+
+    Attributes:
+        batches: batches run.
+        batch_size: the most rows in a batch at the end.
+        spent: seconds of every operator on windows, by its first result.
+    """
 
     batches: int = 0
     batch_size: int = 0
+    spent: dict[ValueId, float] = field(default_factory=dict)
+
+    @contextmanager
+    def clock(self, node: Node) -> Iterator[None]:
+        """Counts the time of the block as the operator's."""
+        value = node.results[0]
+        started = time.perf_counter()
+        yield
+        self.spent[value] = self.spent.get(value, 0.0) + time.perf_counter() - started
 
 
 @dataclass
@@ -111,7 +128,9 @@ class Execution:
         count = images.stop - images.start
         windows = self.plan.grid.total
         collected = _Collected(count, windows)
-        tail = Tail(self.plan, self.constants, self._finish(images, collected))
+        tail = Tail(
+            self.plan, self.constants, self._finish(images, collected), self.statistics.clock
+        )
         for group in self.plan.groups:
             prepared = GroupRun(self, group, base, images)
             for rows, order, values in prepared.batches(self.statistics):
@@ -231,13 +250,13 @@ class GroupRun:
 
         return patches
 
-    def packed(self, value: ValueId, algorithm: Algorithm) -> PackedWeight:
+    def packed(self, value: ValueId, algorithm: Algorithm, groups: int) -> PackedWeight:
         key = (value, algorithm)
         if key not in self.run.packs:
             self.run.packs[key] = pack_weight(
                 self.run.constants[value].contiguous(),
                 algorithm is Algorithm.WINOGRAD,
-                depthwise=algorithm is Algorithm.DEPTHWISE,
+                groups=groups,
             )
         return self.run.packs[key]
 
@@ -383,7 +402,8 @@ class GroupRun:
     def _run(self, batch: _Batch) -> None:
         batch.values[self.analysis.occluded] = self._occluded(batch)
         for node, step, gone in self.steps:
-            store(batch.values, node, step(batch))
+            with self.run.statistics.clock(node):
+                store(batch.values, node, step(batch))
             for value in gone:
                 batch.values.pop(value, None)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ._graph import Node
-from ._operators import Kind
+from ._graph import Node, ValueId
+from ._operators import Algorithm, Kind
 from ._ops import convolution_block
 from ._plan import Plan
 
@@ -25,6 +25,9 @@ class OperatorRow:
         read: what it reads along the window axes: the patch and its context.
         macs_full: multiply-accumulates on whole volumes (Eq. 13).
         macs_incremental: mean multiply-accumulates of a window (Eq. 15).
+        algorithm: "torch", or the compiled kernel's: "direct", "Winograd", "depthwise", "pooling".
+        seconds: predicted time of all windows of one image; a shared operator's of the base.
+        measured: seconds that it took, where the plan was run; else None.
     """
 
     operator: str
@@ -34,6 +37,9 @@ class OperatorRow:
     read: tuple[int, ...]
     macs_full: int
     macs_incremental: float
+    algorithm: str
+    seconds: float
+    measured: float | None
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,31 @@ class Explanation:
         return "\n\n".join(f"{_table(rows)}\n{totals}" for rows, totals in self.plans)
 
 
-def explain(plans: tuple[Plan, ...]) -> Explanation:
-    """Describes the plans of all inputs."""
-    return Explanation(tuple((tuple(_rows(plan)), _totals(plan)) for plan in plans))
+def explain(
+    plans: tuple[Plan, ...], spent: tuple[dict[ValueId, float], ...] | None = None
+) -> Explanation:
+    """Describes the plans of all inputs.
+
+    Args:
+        plans: the plans.
+        spent: for each plan, the seconds of every operator by its first result, where it was run.
+    """
+    clocks = [None] * len(plans) if spent is None else spent
+    return Explanation(
+        tuple(
+            (tuple(_rows(plan, clock)), _totals(plan))
+            for plan, clock in zip(plans, clocks, strict=True)
+        )
+    )
 
 
-def _rows(plan: Plan) -> list[OperatorRow]:
+def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
     analysis, graph = plan.analysis, plan.analysis.graph
     rows = []
     positions = sum(group.positions for group in plan.groups)
-    for node, rule, cost in zip(graph.nodes, analysis.rules, plan.costs, strict=True):
+    for number, (node, rule, cost) in enumerate(
+        zip(graph.nodes, analysis.rules, plan.costs, strict=True)
+    ):
         value = next(v for v in node.outputs if v >= 0)
         output = graph.size(value, 1)[1:]
         kind = "shared" if analysis.kinds[value] is Kind.IMAGE else "global"
@@ -85,7 +106,21 @@ def _rows(plan: Plan) -> list[OperatorRow]:
                     if b is not None and full is not None:
                         share *= float(b.cells.mean()) / full
                 mean += cost.macs * share * group.positions / positions
-        rows.append(OperatorRow(_name(node), kind, output, patch, read, cost.macs, mean))
+        algorithms = {g.algorithms.get(value, Algorithm.TORCH).value for g in plan.groups}
+        rows.append(
+            OperatorRow(
+                _name(node),
+                kind,
+                output,
+                patch,
+                read,
+                cost.macs,
+                mean,
+                ", ".join(sorted(algorithms)),
+                cost.seconds if kind == "shared" else plan.operator_seconds(number),
+                None if clock is None else clock.get(value, 0.0),
+            )
+        )
     return rows
 
 
@@ -115,6 +150,7 @@ def _totals(plan: Plan) -> str:
         f"incremental {plan.macs_incremental:,.0f}; "
         f"theoretical speed-up {plan.theoretical_speedup:.2f} (Eq. 17)",
         f"memory: {plan.memory / 2**20:,.0f} MiB for the base and one batch",
+        f"predicted time: {plan.seconds:.3g} s an image",
     ]
     lines += list(plan.reasons)
     if global_rows:
@@ -126,24 +162,30 @@ def _totals(plan: Plan) -> str:
 
 
 def _table(rows: tuple[OperatorRow, ...]) -> str:
-    head = ("operator", "kind", "output", "patch", "read-in", "MACs full", "MACs incremental")
-    lines = [head]
+    head = ["operator", "kind", "output", "patch", "read-in", "algorithm"]
+    left = len(head)
+    head += ["MACs full", "MACs incremental", "ms predicted"]
+    timed = any(row.measured is not None for row in rows)
+    lines = [head + ["ms measured"] * timed]
     for row in rows:
         lines.append(
-            (
+            [
                 row.operator.removeprefix("aten."),
                 row.kind,
                 _sizes(row.output),
                 _sizes(row.patch),
                 _sizes(row.read),
+                row.algorithm,
                 f"{row.macs_full:,}" if row.macs_full else "",
                 f"{row.macs_incremental:,.0f}" if row.macs_full else "",
-            )
+                f"{1e3 * row.seconds:.1f}",
+                *([f"{1e3 * (row.measured or 0.0):.1f}"] if timed else []),
+            ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i > 4 else cell.ljust(width)
+            cell.rjust(width) if i >= left else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

@@ -37,6 +37,7 @@ class Report:
         checked_windows: windows also run through the forward function itself (first use only).
         largest_check_error: the largest difference seen there, in units of the outcome.
         backend: the gather kernel in use, "cpp" or "reference".
+        predicted_seconds: what base and windows of all images were expected to take.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Report:
     checked_windows: int = 0
     largest_check_error: float = 0.0
     backend: str = ""
+    predicted_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

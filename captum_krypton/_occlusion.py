@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ._arguments import PREDICTED, ArgumentError, Call, make_call
 from ._engine import Engine, Fallback
+from ._execute import RunStatistics
 from ._explain import Explanation, explain
 from ._heatmap import OcclusionMap
+from ._plan import Plan
 
 __all__ = ["KryptonFallbackWarning", "KryptonOcclusion"]
 
@@ -230,15 +232,19 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         additional_forward_args: Any = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        *,
+        run: bool = False,
     ) -> Explanation:
-        """The plan for a map, without running it; print it.
+        """The plan for a map; print it.
 
-        Takes the arguments of `attribute`.
+        Takes the arguments of `attribute`. With `run=True` the map is made too, and every
+        operator's measured time stands beside the predicted one (on a GPU, that of its launches).
+        Without it, nothing but the untouched input is run.
 
         Returns:
-            One row an operator (output, patch and read-in size, multiply-accumulates full and
-            incremental), the totals with the theoretical speed-up (Eq. 13-17), and why operators
-            are global or the whole map falls back.
+            One row an operator (output, patch and read-in size, algorithm, multiply-accumulates
+            full and incremental, time), the totals with the theoretical speed-up (Eq. 13-17), and
+            why operators are global or the whole map falls back.
         """
         call = make_call(
             inputs,
@@ -250,10 +256,14 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             perturbations_per_eval,
         )
         try:
-            plans = self._engine.plans(call)
+            if not run:
+                return explain(self._engine.plans(call))
+            ran: list[tuple[Plan, RunStatistics]] = []
+            self._engine.maps(call, show_progress, ran)
+            plans, statistics = zip(*ran, strict=True)
+            return explain(plans, tuple(s.spent for s in statistics))
         except Fallback as fallback:
             return Explanation((), str(fallback))
-        return explain(plans)
 
     def _captum(self, call: Call, fallback: Fallback, show_progress: bool) -> Any:
         """Captum's own path, for what the engine cannot do."""

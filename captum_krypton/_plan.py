@@ -151,6 +151,10 @@ class Plan:
         """Predicted time of the base of one image."""
         return sum(cost.seconds for cost in self.costs)
 
+    def operator_seconds(self, number: int) -> float:
+        """Predicted time of an operator for all windows of one image, its calls not counted."""
+        return sum(self.copies * group.positions * group.seconds[number] for group in self.groups)
+
     @property
     def seconds(self) -> float:
         """Predicted time of all windows of one image, its base included."""
@@ -190,6 +194,7 @@ def make_plan(
     means: Means,
     images: int,
     memory_budget: int,
+    batch_bytes: int | None,
     most_rows: int,
     element_bytes: int,
 ) -> Plan:
@@ -202,6 +207,7 @@ def make_plan(
         means: what the plan may use.
         images: images in the input.
         memory_budget: bytes that the base and one batch may take.
+        batch_bytes: bytes beyond which a batch is no faster; None where it always is.
         most_rows: the most rows that a batch may have.
         element_bytes: bytes of one element.
     """
@@ -214,9 +220,9 @@ def make_plan(
         _Segmenter(analysis, reaches, costs, means, axis, positions[axis])
         for axis in range(len(axes))
     ]
-    for count in range(1, _MAX_SEGMENTS + 1):
-        if count > 1 and count > max(positions, default=1):
-            break
+    most = _MAX_SEGMENTS if any(curve.matters for curve in curves) else 1
+    worse = 0
+    for count in range(1, min(most, max(positions, default=1)) + 1):
         cuts = [curve.cut(min(count, n)) for curve, n in zip(curves, positions, strict=True)]
         groups = tuple(
             _group(analysis, reaches, costs, means, segments, element_bytes)
@@ -225,13 +231,18 @@ def make_plan(
         base = element_bytes * sum(math.prod(analysis.graph.size(v, 1)) for v in analysis.kept)
         side_by_side = max(1, min(images, int(memory_budget // 2 // max(base, 1))))
         room = max(memory_budget - base * side_by_side, memory_budget // 2)
+        room = room if batch_bytes is None else min(room, batch_bytes)
         row_bytes = max(group.row_bytes for group in groups)
         batch = max(1, min(most_rows, room // max(row_bytes, 1)))
         tail = _tail(analysis)
         memory = base * side_by_side + batch * row_bytes
         plan = Plan(analysis, grid, axes, groups, tail, side_by_side, batch, costs, memory)
         if best is None or plan.seconds < best.seconds:
-            best = plan
+            best, worse = plan, 0
+            continue
+        worse += 1
+        if worse == 2:  # the second cut may pay only with the third: a map has two borders
+            break
     assert best is not None
     return best
 
@@ -274,7 +285,7 @@ class _Segmenter:
                     share *= float(length.mean()) / full
             if reaches[value][axis] is not None:
                 weights.append(cost.seconds * share)
-        self.positions = positions
+        self.matters = any(weights)
         self.steps = self._boundaries(positions)
         self.cost = self._segment_costs(np.array(sizes), np.array(weights))
 

@@ -254,7 +254,7 @@ def _convolution(
     offset = torch.full((windows, 2), size // 2, dtype=torch.int64)
     source = Patches(base, patch, torch.zeros(windows, dtype=torch.int64), offset)
     weight = torch.ones(out_channels, 1 if depthwise else channels, 3, 3)
-    packed = pack_weight(weight, winograd, depthwise=depthwise)
+    packed = pack_weight(weight, winograd, groups=channels if depthwise else 1)
     points = windows * (size + 2 * math.ceil(size / 4)) ** 2
     return _Sample(
         source,

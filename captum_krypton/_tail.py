@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from ._graph import ValueId, resolve
+from ._graph import Node, ValueId, resolve
 from ._interpret import store
 from ._operators import Kind
 from ._plan import Plan
@@ -24,6 +25,7 @@ class Tail:
         plan: the plan.
         constants: from `prepare_constants`.
         finish: told the output rows and their places in the result.
+        clock: takes the time of an operator.
     """
 
     def __init__(
@@ -31,8 +33,9 @@ class Tail:
         plan: Plan,
         constants: dict[ValueId, Tensor],
         finish: Callable[[Tensor, Tensor], None],
+        clock: Callable[[Node], AbstractContextManager[None]],
     ) -> None:
-        self.plan, self.constants, self.finish = plan, constants, finish
+        self.plan, self.constants, self.finish, self.clock = plan, constants, finish, clock
         self.graph = plan.analysis.graph
         self.nodes = self.graph.nodes[len(self.graph.nodes) - plan.tail :]
         self.waiting: list[dict[ValueId, Tensor]] = []
@@ -60,7 +63,8 @@ class Tail:
 
         for node in self.nodes:
             args, kwargs = resolve((node.args, node.kwargs), tensor, len(order))
-            store(values, node, node.op(*args, **kwargs))
+            with self.clock(node):
+                store(values, node, node.op(*args, **kwargs))
         self.finish(values[self.graph.output], order)
 
 

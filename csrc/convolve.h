@@ -67,6 +67,7 @@ struct Convolution {
   float high;
   Output out;
   const Tile* tiles;  // of all windows; none: null
+  int64_t groups;     // of channels
   int64_t kernel[2];
   int64_t stride[2];
   int64_t dilation[2];
@@ -95,7 +96,7 @@ struct Kernels {
   // Units are tiles; strides and dilations are 1. weight: (points, panels, groups, channels,
   // panel).
   void (*winograd)(const Convolution&, int64_t begin, int64_t end, float* scratch);
-  // Units are output cells. weight: (panels, taps, channels, panel).
+  // Units are output cells. weight: (groups, panels, taps, channels, panel).
   void (*direct)(const Convolution&, int64_t begin, int64_t end, float* scratch);
   // Units are output cells, every channel by itself. weight: (taps, channels).
   void (*depthwise)(const Convolution&, int64_t begin, int64_t end, float* scratch);

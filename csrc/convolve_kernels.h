@@ -141,13 +141,13 @@ KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float
   }
 }
 
-// A row is `taps` cells of `depth` channels each, wherever they lie, and has a place of its own in
-// the output. `first_row` and `channel` are those of the panel's first number, for `finish`;
-// without it sums are stored as they are.
+// A row is `depth` channels from `offset` of each of `taps` cells, wherever they lie, and has a
+// place of its own in the output. `first_row` and `channel` are those of the panel's first number,
+// for `finish`; without it sums are stored as they are.
 template <int Rows, bool Finished>
 KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int64_t depth,
-                                   const float* weight, float* const* out, const Finish& finish,
-                                   int64_t first_row, int64_t channel) {
+                                   int64_t offset, const float* weight, float* const* out,
+                                   const Finish& finish, int64_t first_row, int64_t channel) {
   Vector sums[Rows][2] = {};
   if (Finished) {  // what `finish` touches lies far apart; it comes while the sums are made
 #pragma GCC unroll 16
@@ -162,7 +162,7 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
     const float* rows[Rows];
 #pragma GCC unroll 16
     for (int row = 0; row < Rows; ++row) {
-      rows[row] = cells[row * taps + tap];
+      rows[row] = cells[row * taps + tap] + offset;
     }
     accumulate<Rows>(rows, depth, weight, sums);
     weight += depth * kPanel;
@@ -216,7 +216,7 @@ struct MultiplyRows {
 template <bool Finished>
 struct MultiplyCells {
   const float* const* cells;
-  int64_t taps, depth;
+  int64_t taps, depth, offset;
   const float* weight;
   float* const* out;
   const Finish& finish;
@@ -224,8 +224,8 @@ struct MultiplyCells {
 
   template <int Rows>
   KRYPTON_INLINE void run(int64_t row) const {
-    multiply_cells<Rows, Finished>(cells + row * taps, taps, depth, weight, out + row, finish, row,
-                                   channel);
+    multiply_cells<Rows, Finished>(cells + row * taps, taps, depth, offset, weight, out + row,
+                                   finish, row, channel);
   }
 };
 
@@ -650,8 +650,8 @@ KRYPTON_INLINE const float* residual_cell(const Convolution& conv, const Cell& a
 void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
   const int64_t count = conv.kernel[0] * conv.kernel[1];
   const int64_t units = end - begin;
-  const int64_t depth = conv.source.channels;
-  const int64_t out_channels = conv.out.channels;
+  const int64_t depth = conv.source.channels / conv.groups;
+  const int64_t out_each = conv.out.channels / conv.groups;
   const float** const cells = reinterpret_cast<const float**>(scratch);
   const float** const residual = cells + units * count;
   float** const out = reinterpret_cast<float**>(scratch) + units * (count + 1);
@@ -666,18 +666,24 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
   }
   const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high};
   const float* weight = conv.weight;
-  int64_t k = 0;
-  for (; k + kPanel <= out_channels; k += kPanel) {
-    for_rows<kRows>(0, units, MultiplyCells<true>{cells, count, depth, weight, out, finish, k});
-    weight += count * depth * kPanel;
-  }
-  if (k == out_channels) {
-    return;
-  }
-  for_rows<kRows>(0, units, MultiplyCells<false>{cells, count, depth, weight, last, finish, k});
-  for (int64_t unit = 0; unit < units; ++unit) {
-    for (int64_t c = k; c < out_channels; ++c) {
-      out[unit][c] = finish.apply(last[unit][c - k], unit, c);
+  for (int64_t group = 0; group < conv.groups; ++group) {
+    const int64_t offset = group * depth;
+    const int64_t first = group * out_each;
+    for (int64_t k = 0; k < out_each; k += kPanel) {
+      if (k + kPanel <= out_each) {
+        for_rows<kRows>(
+            0, units,
+            MultiplyCells<true>{cells, count, depth, offset, weight, out, finish, first + k});
+      } else {
+        for_rows<kRows>(0, units,
+                        MultiplyCells<false>{cells, count, depth, offset, weight, last, finish, 0});
+        for (int64_t unit = 0; unit < units; ++unit) {
+          for (int64_t c = k; c < out_each; ++c) {
+            out[unit][first + c] = finish.apply(last[unit][c - k], unit, first + c);
+          }
+        }
+      }
+      weight += count * depth * kPanel;
     }
   }
 }

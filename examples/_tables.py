@@ -142,6 +142,46 @@ def speed_table(results: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) if parts else "*No measurement is committed yet.*"
 
 
+def detail_table(results: list[dict[str, Any]]) -> str:
+    """Memory, accuracy and prediction of the same comparisons."""
+    titles = {
+        "network": "---",
+        "window/stride": "--:",
+        "batch": "--:",
+        "peak, MiB": "--:",
+        "Captum's, MiB": "--:",
+        "share": "--:",
+        "naive error": "--:",
+        "our error": "--:",
+        "ratio": "--:",
+        "predicted, s": "--:",
+        "measured, s": "--:",
+        "set-up, s": "--:",
+    }
+
+    def cells(result: dict[str, Any]) -> list[str]:
+        ours, equality = result["sides"]["krypton"], result["equality"]
+        report = ours["report"]
+        peak, captum = ours["memory_peak_mib"], ours["captum_memory_peak_mib"]
+        naive, own = equality["naive_error"], equality["krypton_error"]
+        return [
+            result["model"],
+            f"{result['window']}/{result['stride']}",
+            str(min(report["batch_size"], result["windows"])),
+            f"{peak:.0f}",
+            f"{captum:.0f}",
+            f"{peak / captum:.2f}",
+            f"{naive:.1e}",
+            f"{own:.1e}",
+            f"{own / naive:.1f}",
+            f"{report['predicted_seconds']:.1f}",
+            f"{ours['seconds']:.1f}",
+            f"{ours['first_seconds'] - ours['seconds']:.1f}",
+        ]
+
+    return _table(titles, [cells(result) for result in results])
+
+
 def comparisons() -> list[dict[str, Any]]:
     """Every committed result of `compare_with_captum.py`, by file name."""
     return [json.loads(file.read_text()) for file in sorted((DATA / "comparisons").glob("*.json"))]

@@ -197,9 +197,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison."""
-    options = parse(arguments)
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is measured of one network and image."""
     torch.set_num_threads(options.threads)
     network = build_network(options.model, options.size, options.weights)
     x = to_input(load_image(options.image, options.size), network)
@@ -220,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         names = [name for name in NAMES if options.compile or name != "compiled"]
         measured = measure(task, options.sample, options.rounds, names, options.batch)
-    result = {
+    return {
         "model": options.model,
         "weights": options.weights or "random",
         "size": options.size,
@@ -232,6 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **measured,
         "speedup": speedups(measured["sides"]),
     }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison."""
+    options = parse(arguments)
+    result = compare(options)
     print_table(result)
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")

@@ -89,6 +89,7 @@ NETWORKS = {
     "mobilevit_xxs": 128,
 }
 BATCHES = (1, 4, 16)
+SETTINGS = ("window", "stride", "timed_stride", "weights")
 SIDE, SAMPLE = 224, 64  # timed: the image's side, and how many windows Captum runs of its map
 
 
@@ -175,6 +176,12 @@ def operators(occlusion: KryptonOcclusion, asked: dict[str, Any]) -> dict[str, i
     return {"operators": len(kinds), "global_operators": kinds.count("global")}
 
 
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in the order of `NETWORKS`, others last."""
+    places = {name: number for number, name in enumerate(NETWORKS)}
+    return sorted(rows, key=lambda row: places.get(row["name"], len(places)))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the networks; 0 if every one is equal and incremental."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -187,6 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=SAMPLE, help="windows timed for Captum")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--json", help="write the results to this file")
+    parser.add_argument(
+        "--update", action="store_true", help="keep what the file says of the other networks"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the documentation's table")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -201,6 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": machine(),
         "networks": rows,
     }
+    others: dict[str, dict[str, Any]] = {}
+    if options.update:
+        before = json.loads(Path(options.json).read_text())
+        if {k: before[k] for k in SETTINGS} != {k: result[k] for k in SETTINGS}:
+            parser.error(f"--update: {options.json} was measured with other settings")
+        others = {row["name"]: row for row in before["networks"]}
     for name in options.only or NETWORKS:
         size = options.size or NETWORKS.get(name, 224)
         row: dict[str, Any] = {"name": name, "size": size}
@@ -211,12 +227,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception:
             row["error"] = traceback.format_exc()
             print(row["error"], file=sys.stderr)
+        others.pop(name, None)
         rows.append(row)
         ratio = f"{over_captum(row):8.2f} x Captum" if "timed" in row else ""
         print(f"{name:<32}{verdict(row):<10}{ratio}", file=sys.stderr, flush=True)
         gc.collect()
         if options.json:  # after each one: a long run that is stopped keeps what it has
-            Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+            every = {**result, "networks": in_order([*rows, *others.values()])}
+            Path(options.json).write_text(json.dumps(every, indent=1) + "\n")
     if options.markdown:
         print(network_table(result))
     wrong = [row["name"] for row in rows if verdict(row) != "equal"]

@@ -31,7 +31,7 @@ EPSILON = torch.finfo(torch.float32).eps
 
 @dataclass
 class Case:
-    """The arguments of one call; `winograd` and `depthwise` as in `pack_weight`."""
+    """The arguments of one call; `winograd` and `groups` as in `pack_weight`."""
 
     source: Patches
     read_offset: Tensor
@@ -45,14 +45,14 @@ class Case:
     low: float
     high: float
     winograd: bool
-    depthwise: bool
+    groups: int
     extent: Tensor | None = None
 
     def run(self) -> Tensor:
         return convolve_patches(
             self.source,
             self.read_offset,
-            pack_weight(self.weight, self.winograd, depthwise=self.depthwise),
+            pack_weight(self.weight, self.winograd, groups=self.groups),
             self.bias,
             self.size,
             stride=self.stride,
@@ -151,10 +151,15 @@ def extents(
 def cases(draw: Draw) -> Case:
     """Geometries of every kind; what a plan would never ask is as good a test."""
     noise = numbers(draw)
-    kind = draw(st.sampled_from(["direct", "direct", "depthwise", "winograd", "winograd"]))
+    kinds = ["direct", "direct", "grouped", "depthwise", "winograd", "winograd"]
+    kind = draw(st.sampled_from(kinds))
     windows, images = draw(st.integers(0, 5)), draw(st.integers(1, 3))
     channels = draw(st.sampled_from([1, 2, 3, 5, 8, 11, 16, 19, 32]))
     out_channels = channels if kind == "depthwise" else draw(st.integers(1, 40))
+    groups = channels if kind == "depthwise" else 1
+    if kind == "grouped":
+        groups = draw(st.integers(2, 5))
+        channels, out_channels = groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 20))
     stride, dilation = (1, 1), (1, 1)
     if kind == "winograd":
         taps = st.tuples(st.integers(1, 9), st.integers(1, 9)).filter(lambda both: max(both) > 1)
@@ -170,7 +175,7 @@ def cases(draw: Draw) -> Case:
         residual = patches(draw, noise, windows, images, out_channels, draw(st.booleans()))
         residual = residual._replace(image=source.image)
     weight = torch.randn(
-        out_channels, 1 if kind == "depthwise" else channels, *kernel, generator=noise
+        out_channels, channels // groups, *kernel, generator=noise
     )
     bounds = draw(
         st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)])
@@ -188,7 +193,7 @@ def cases(draw: Draw) -> Case:
         torch.randint(-3, 9, (windows, 2), generator=noise),
         *bounds,
         kind == "winograd",
-        kind == "depthwise",
+        groups,
         extents(draw, noise, windows, size),
     )
 
@@ -244,7 +249,7 @@ def large(winograd: bool, windows: int = 7) -> Case:
         0.0,
         torch.inf,
         winograd,
-        False,
+        1,
     )
 
 
@@ -320,7 +325,7 @@ def test_a_block_is_its_parts(data: st.DataObject) -> None:
         ({"read_offset": torch.zeros(3, 2, dtype=torch.int64)}, "read_offset has 6 elements"),
         ({"stride": (2, 2)}, "stride 1"),
         ({"extent": torch.full((7, 2), 23)}, "output_extent has 23 cells; expected 0 to 22"),
-        ({"weight": torch.zeros(40, 5, 3, 3)}, "5 input channels; expected 24"),
+        ({"weight": torch.zeros(40, 5, 3, 3)}, "5 input channels; expected them to divide"),
     ],
 )
 def test_the_kernel_defends_itself(change: dict[str, Any], message: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
+from captum_krypton._ops import panel_size
 
 WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
 
@@ -80,10 +82,31 @@ def test_windows_are_not_run(network: Residual) -> None:
 def test_a_table_for_people(network: Residual) -> None:
     text = str(KryptonOcclusion(network).explain(torch.rand(1, 3, 32, 24), **WINDOWS, target=1))
     lines = text.splitlines()
-    assert (
-        lines[0].split() == "operator kind output patch read-in MACs full MACs incremental".split()
-    )
-    assert lines[1].split()[:5] == ["convolution+clamp", "local", "8x32x24", "6x6", "8x8"]
+    head = "operator kind output patch read-in algorithm MACs full MACs incremental ms predicted"
+    assert lines[0].split() == head.split()
+    algorithm = "direct" if panel_size() else "torch"
+    assert lines[1].split()[:6] == [
+        *("convolution+clamp", "local", "8x32x24", "6x6", "8x8"),
+        algorithm,
+    ]
+    assert len(lines[1].split()) == 9
+
+
+def test_predicted_times_add_up(network: Residual) -> None:
+    ((rows, totals),) = KryptonOcclusion(network).explain(torch.rand(1, 3, 32, 24), **WINDOWS).plans
+    (said,) = re.findall(r"predicted time: (\S+) s", totals)
+    assert all(row.measured is None and row.seconds >= 0 for row in rows)
+    assert 0 < sum(row.seconds for row in rows) < float(said)  # which counts calls and the base
+
+
+def test_measured_times(network: Residual) -> None:
+    x = torch.rand(2, 3, 32, 24)
+    explanation = KryptonOcclusion(network).explain(x, **WINDOWS, target=1, run=True)
+    ((rows, _),) = explanation.plans
+    assert all(row.measured is not None and row.measured > 0 for row in rows)
+    head, first, *_ = str(explanation).splitlines()
+    assert head.endswith("ms measured")
+    assert len(first.split()) == 10
 
 
 def test_each_input_has_a_plan() -> None:

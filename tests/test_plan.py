@@ -60,6 +60,7 @@ def patched(
         means=means,
         images=images,
         memory_budget=budget,
+        batch_bytes=None,
         most_rows=most,
         element_bytes=call.inputs[0].element_size(),
     )

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from .._graph import Node, ValueId
-from .._ops import allows_winograd, convolve_patches, finish, tap_groups, winograd_points
+from .._ops import (
+    allows_winograd,
+    convolve_patches,
+    finish,
+    panel_size,
+    tap_groups,
+    winograd_points,
+)
 from .._regions import Reach, union
 from ._rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View
 from ._window import WindowRule, carries_axes
@@ -48,29 +55,35 @@ class _Convolution(WindowRule):
         out_channels, channels = self.view.shape(self.weight)[:2]
         cells = [box.cells for box in boxes if box is not None]
         each = math.prod(self.kernel) * channels * out_channels
-        if not self.can_have_kernel(means) or not (self.groups == 1 or self._depthwise):
-            size = math.prod(self.read_size(boxes))  # the block is made, then read
-            narrow = self.groups > 1 and channels < _NARROW
-            rate = rates.grouped if narrow else rates.convolution
-            computed = math.prod(self._spread(boxes)) * each
-            moved = size * channels * self.groups
-            return Algorithm.TORCH, computed * rate + moved * rates.element
+        size = math.prod(self.read_size(boxes))  # the block is made, then read
+        narrow = self.groups > 1 and channels < _NARROW
+        computed = math.prod(self._spread(boxes)) * each
+        cost = computed * (rates.grouped if narrow else rates.convolution)
+        cost += size * channels * self.groups * rates.element
+        found = [(Algorithm.TORCH, cost)]
+        if not self.can_have_kernel(means):
+            return found[0]
         outputs = math.prod(float(n.mean()) for n in cells)
         if self._depthwise:
             return Algorithm.DEPTHWISE, outputs * each * rates.depthwise
-        direct = Algorithm.DIRECT, outputs * each * rates.direct
+        # The kernel computes whole panels of output channels.
+        group, panel = out_channels // self.groups, panel_size()
+        padded = math.ceil(group / panel) * panel / group * each * outputs
+        found.append((Algorithm.DIRECT, padded * rates.direct))
         shape = self.view.shape(self.weight)
-        if not means.winograd or not allows_winograd(shape, self.stride, self.dilation):
-            return direct
-        points = math.prod(
-            float(winograd_points(n, taps).mean())
-            for n, taps in zip(cells, self.kernel, strict=True)
-        )
-        depth = math.prod(map(tap_groups, self.kernel)) * channels
-        products = points * depth * out_channels
-        numbers = points * (depth + out_channels)
-        cost = products * rates.product + numbers * rates.transform
-        return min(direct, (Algorithm.WINOGRAD, cost), key=lambda found: found[1])
+        allowed = self.groups == 1 and allows_winograd(shape, self.stride, self.dilation)
+        if means.winograd and allowed:
+            points = math.prod(
+                float(winograd_points(n, taps).mean())
+                for n, taps in zip(cells, self.kernel, strict=True)
+            )
+            depth = math.prod(map(tap_groups, self.kernel)) * channels
+            cost = points * depth * out_channels * rates.product
+            cost += points * (depth + out_channels) * rates.transform
+            found.append((Algorithm.WINOGRAD, cost))
+        if self.groups == 1:
+            del found[0]  # a kernel that reads in place is never slower
+        return min(found, key=lambda pair: pair[1])
 
     def _spread(self, boxes: Boxes) -> list[int]:
         """The output's size along its trailing dimensions, for patches in `boxes`."""
@@ -117,7 +130,7 @@ class _Convolution(WindowRule):
     def _kernel_step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
         size = [box.size for box in boxes if box is not None]
-        weight = group.packed(self.weight, group.algorithm(self.outputs[0]))
+        weight = group.packed(self.weight, group.algorithm(self.outputs[0]), self.groups)
         bias = None if self.bias is None else group.constant(self.bias)
         source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
         added = None if self.residual is None else group.patches(self.residual)

@@ -131,7 +131,7 @@ class Group(Protocol):
     def extents(self, boxes: Boxes) -> Tensor | None:
         """How many cells of every window's box count, (windows, axes); None where all do."""
 
-    def packed(self, value: ValueId, algorithm: Algorithm) -> PackedWeight:
+    def packed(self, value: ValueId, algorithm: Algorithm, groups: int) -> PackedWeight:
         """A constant weight in the order of the kernels."""
 
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:

@@ -70,7 +70,7 @@ class PackedWeight:
     """A weight as the kernels read it.
 
     Attributes:
-        weight: (K, C, kernel height, kernel width); (C, 1, ...) for a depthwise convolution.
+        weight: (K, C, kernel height, kernel width); C is a group's.
         packed: the same numbers, or their transform, in the kernels' order.
         winograd: whether it is transformed for Winograd's algorithm.
     """
@@ -123,21 +123,22 @@ def allows_winograd(
 _LEAST_CHANNELS = 16  # no kernel has more lanes
 
 
-def pack_weight(
-    weight: Tensor, winograd: bool = False, *, depthwise: bool = False
-) -> PackedWeight:
+def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> PackedWeight:
     """Puts a weight into the order of the kernels.
 
     Args:
-        weight: (K, C, kernel height, kernel width), float32.
+        weight: (K, C, kernel height, kernel width), float32; C is a group's.
         winograd: for Winograd's algorithm; see `allows_winograd`.
-        depthwise: whether each channel has a kernel of its own; C is 1 then.
+        groups: groups of channels that do not mix.
     """
     panel = panel_size()
     if panel == 0:
         return PackedWeight(weight, weight, winograd)
-    if depthwise:
+    if groups > 1 and len(weight) == groups and weight.shape[1] == 1:  # depthwise
         return PackedWeight(weight, weight.flatten(1).t().contiguous(), winograd)
+    if groups > 1:
+        parts = [pack_weight(part).packed for part in weight.chunk(groups)]
+        return PackedWeight(weight, torch.cat(parts), winograd)
     transform = _weight_transform(weight.shape[2:]) if winograd else None
     count = math.prod(weight.shape[2:]) if transform is None else transform.shape[1]
     depth = weight.shape[1] * (1 if transform is None else transform.shape[0])

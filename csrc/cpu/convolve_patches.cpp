@@ -308,9 +308,13 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
   check("weight", weight, ScalarType::Float, 4);
   const int64_t channels = base.size(1);
   const int64_t out_channels = weight.size(0);
-  const bool depthwise = weight.size(1) != channels;
-  STD_TORCH_CHECK(!depthwise || (weight.size(1) == 1 && out_channels == channels), "weight has ",
-                  weight.size(1), " input channels; expected ", channels, ", or 1");
+  const int64_t each = std::max<int64_t>(weight.size(1), 1);
+  const int64_t groups = std::max<int64_t>(channels / each, 1);
+  const bool depthwise = groups > 1 && each == 1 && out_channels == channels;
+  STD_TORCH_CHECK(weight.size(1) * groups == channels && out_channels % groups == 0, "weight has ",
+                  out_channels, " output and ", weight.size(1),
+                  " input channels; expected them to divide into groups of ", channels,
+                  " channels");
   STD_TORCH_CHECK(size.size() == 2 && stride.size() == 2 && dilation.size() == 2,
                   "size, stride and dilation have 2 numbers each");
   const int64_t kernel[2] = {weight.size(2), weight.size(3)};
@@ -321,11 +325,11 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                     std::min(channels, out_channels) >= found->lanes),
       "winograd is for ungrouped convolutions of stride 1 with up to ", 3 * kMostGroups,
       " taps an axis and at least ", found->lanes, " channels");
-  const int64_t padded = round_up(out_channels, found->panel);
+  const int64_t padded = groups * round_up(out_channels / groups, found->panel);
   const int64_t expected = depthwise ? kernel[0] * kernel[1] * channels
                            : winograd
                                ? winograd_points(kernel) * winograd_depth(kernel, channels) * padded
-                               : kernel[0] * kernel[1] * padded * channels;
+                               : kernel[0] * kernel[1] * padded * weight.size(1);
   check("packed", packed, ScalarType::Float, packed.dim());
   STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == expected, "packed has ",
                   packed.numel(), " elements; expected ", expected, ", contiguous");
@@ -358,6 +362,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                          static_cast<float>(high),
                          written.output(),
                          winograd ? tiles.data() : nullptr,
+                         groups,
                          {kernel[0], kernel[1]},
                          {stride[0], stride[1]},
                          {dilation[0], dilation[1]}};

@@ -1,0 +1,120 @@
+"""Many networks, sides and windows: `compare_with_captum.py` for each, and one table of all.
+
+    python examples/benchmark.py --networks vgg16 resnet18 --json-folder results
+    python examples/benchmark.py --profile resnet50
+
+Each comparison is a file of its own, and one that is there is not run again: a run that was cut off
+goes on where it stopped. Without arguments it takes the better part of a day on two CPU cores.
+`--profile` says, for one network, where the time of a map goes, operator by operator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from _shared import build_network, load_image, to_input
+from _tables import speed_table
+from compare_with_captum import compare, parse, print_table
+
+from captum_krypton import KryptonOcclusion
+
+NETWORKS = (
+    "vgg16",
+    "resnet18",
+    "inception_v3",
+    "resnet50",
+    "mobilenet_v2",
+    "squeezenet1_1",
+    "densenet121",
+    "tf_efficientnet_lite0",
+    "convnext_tiny",
+)
+LEAST_SIDE = {"inception_v3": 299}
+
+
+def questions(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
+    """A name, and the arguments of `compare_with_captum.py`, for every comparison."""
+    workloads = [("windows", *pair.split("/")) for pair in options.windows]
+    workloads += [("total", str(total), "") for total in options.windows_total]
+    for threads, size, (kind, first, second), network in itertools.product(
+        options.threads, options.sizes, workloads, options.networks
+    ):
+        side = max(size, LEAST_SIDE.get(network, 0))
+        asked = [f"--model={network}", f"--size={side}", f"--threads={threads}"]
+        if kind == "windows":
+            asked += [f"--window={first}", f"--stride={second}"]
+            label = f"{first}-{second}"
+        else:
+            asked += [f"--windows-total={first}"]
+            label = f"total-{first}"
+        asked += [f"--sample={options.sample}", f"--rounds={options.rounds}"]
+        asked += [] if options.compile else ["--no-compile"]
+        yield f"{network}_{side}_{label}_threads-{threads}", asked
+
+
+def benchmark(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Runs what is missing; all results."""
+    folder = Path(options.json_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name, arguments in questions(options):
+        file = folder / f"{name}.json"
+        if not file.exists():
+            print(f"\n{name}", flush=True)
+            result = compare(parse(arguments))
+            print_table(result)
+            file.write_text(json.dumps(result, indent=1) + "\n")
+        results.append(json.loads(file.read_text()))
+    return results
+
+
+def profile(options: argparse.Namespace) -> None:
+    """Prints where the time of a network's map goes."""
+    (size, *_), (windows, *_) = options.sizes, options.windows
+    window, stride = map(int, windows.split("/"))
+    network = build_network(options.profile, size)
+    x = to_input(load_image(None, size), network)
+    occlusion = KryptonOcclusion(network)
+    asked: dict[str, Any] = {
+        "sliding_window_shapes": (3, window, window),
+        "strides": (3, stride, stride),
+    }
+    occlusion.heatmap(x, **asked)  # set-up and first use
+    print(occlusion.explain(x, run=True, **asked))
+    report = occlusion.heatmap(x, **asked).report
+    print(f"the map took {report.seconds:.2f} s; predicted: {report.predicted_seconds:.2f} s")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparisons, or one profile."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="torchvision or timm names")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[224, 448], help="in pixels")
+    parser.add_argument(
+        "--windows", nargs="*", default=["16/8", "32/8"], help="window/stride in pixels"
+    )
+    parser.add_argument(
+        "--windows-total", nargs="*", type=int, default=[16], help="windows for about so many"
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="CPU threads")
+    parser.add_argument("--sample", type=int, default=128, help="windows that naive sides run")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--json-folder", default="benchmark", help="one file a comparison")
+    parser.add_argument("--profile", metavar="NETWORK", help="where the time of its map goes")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(max(options.threads))
+    if options.profile:
+        profile(options)
+        return
+    print("\n" + speed_table(benchmark(options)))
+
+
+if __name__ == "__main__":
+    main()
