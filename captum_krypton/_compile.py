@@ -17,6 +17,7 @@ from ._fuse import fused
 from ._graph import BatchInt, ValueId
 from ._interpret import prepare_constants
 from ._layout import channels_last
+from ._memory import trim
 from ._operators import Algorithm, Means
 from ._ops import PackedWeight, panel_size
 from ._plan import Plan, make_plan
@@ -48,6 +49,7 @@ class Compiled:
         self.checked: set[tuple[Any, ...]] = set()
         self.notes: dict[tuple[Any, ...], list[Any]] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
+        trim()  # the recorded activations
 
     def plan(
         self, call: Call, position: int, *, memory_budget: int, most_rows: int, winograd: bool

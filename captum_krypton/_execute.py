@@ -15,10 +15,11 @@ from torch import Tensor
 from ._graph import Node, ValueId
 from ._interpret import run_graph, store
 from ._layout import from_block, in_layout, to_block
+from ._memory import trim
 from ._operators import Algorithm, Boxes, Dims, Frame, Kind, Step, along, whole_step
 from ._ops import PackedWeight, Patches, gather_patches, pack_weight
 from ._plan import GroupPlan, Plan
-from ._regions import Box
+from ._regions import Box, same_boxes
 from ._tail import Tail, frontier
 
 __all__ = ["Execution", "RunStatistics"]
@@ -136,6 +137,8 @@ class Execution:
             for rows, order, values in prepared.batches(self.statistics):
                 tail.add(values, order)
                 progress(rows)
+            del prepared
+            trim()
         tail.flush()
         return collected.result()
 
@@ -234,7 +237,7 @@ class GroupRun:
         return self.run.constants[value]
 
     def sole(self, value: ValueId, boxes: Boxes) -> bool:
-        gathered = not _same(self.boxes(value), boxes)
+        gathered = not same_boxes(self.boxes(value), boxes)
         return gathered or value in self.run.owned
 
     def patches(self, value: ValueId) -> Callable[[Frame], Patches]:
@@ -262,7 +265,7 @@ class GroupRun:
 
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
         own, dims = self.boxes(value), self.analysis.dims[value]
-        if _same(own, boxes):
+        if same_boxes(own, boxes):
             return lambda frame: frame.values[value]
         size = [box.size for box in boxes if box is not None]
         shape = self.run.graph.size(value, 1)
@@ -373,7 +376,7 @@ class GroupRun:
     def _is_whole(self, node: Node, outputs: list[ValueId]) -> bool:
         """Whether the operator's local operands and outputs are whole volumes in this group."""
         local = [v for v in (*node.operands(), *outputs) if self.analysis.kinds[v] is Kind.LOCAL]
-        return all(_same(self.boxes(v), self.whole_boxes(v)) for v in local)
+        return all(same_boxes(self.boxes(v), self.whole_boxes(v)) for v in local)
 
     def batches(
         self, statistics: RunStatistics
@@ -461,13 +464,6 @@ class GroupRun:
             mask = part if mask is None else mask & part
         assert mask is not None
         return in_layout(torch.where(mask, fill, self.original(batch)), self.run.last)
-
-
-def _same(a: Boxes, b: Boxes) -> bool:
-    return all(
-        (x is None and y is None) or (x is not None and y is not None and x.same_as(y))
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 def out_of_memory(error: RuntimeError) -> bool:

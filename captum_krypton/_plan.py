@@ -21,12 +21,11 @@ from ._analyse import Analysis, multiply_accumulates
 from ._graph import Node, ValueId
 from ._operators import Algorithm, Boxes, Kind, Means, PatchRule, Rule
 from ._rates import Rates
-from ._regions import Box, Reach, align, exact
+from ._regions import Box, Reach, align, exact, same_boxes
 from ._windows import WindowGrid
 
 __all__ = ["GroupPlan", "NodeCost", "Plan", "make_plan"]
 
-_NARROW = 8  # input channels of a group of a convolution
 _MAX_SEGMENTS = 6
 _TAIL_ELEMENTS = 1 << 16  # a row of the tail's values is no larger than this
 
@@ -138,11 +137,6 @@ class Plan:
         """R: the saving in multiply-accumulates over the map (Eq. 17)."""
         return self.macs_full / self.macs_incremental if self.macs_incremental else 1.0
 
-    @property
-    def batches(self) -> int:
-        """Batches for the windows of one image."""
-        return sum(self._batches(group) for group in self.groups)
-
     def _batches(self, group: GroupPlan) -> int:
         return math.ceil(self.copies * group.positions / self.batch_size)
 
@@ -175,8 +169,7 @@ def node_costs(analysis: Analysis, rates: Rates) -> tuple[NodeCost, ...]:
         rate = rates.linear
         if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
             inner = graph.size(node.operands()[1], 1)[1]
-            narrow = inner < _NARROW and node.bound()["groups"] > 1
-            rate = rates.grouped if narrow else rates.convolution
+            rate = rates.of_torch_convolution(node.bound()["groups"], inner)
         costs.append(NodeCost(macs, elements, macs * rate + elements * rates.element))
     return tuple(costs)
 
@@ -340,7 +333,8 @@ def _group(
     boxes[analysis.occluded] = _boxes(analysis, analysis.occluded, reaches, segments)
     algorithms: dict[ValueId, Algorithm] = {}
     seconds: list[float] = []
-    call = macs = largest = 0.0
+    call = macs = 0.0
+    rooms: dict[ValueId, float] = {}
     for node, rule, cost in zip(graph.nodes, analysis.rules, costs, strict=True):
         local = [v for v in dict.fromkeys(node.operands()) if v in boxes]
         if rule is None:
@@ -377,8 +371,7 @@ def _group(
             assert spent is not None
             seconds.append(spent)
         macs += cost.macs * share
-        # the output, its read-in block and what waits for a later join
-        largest = max(largest, 4.0 * room * cost.elements)
+        rooms.update(dict.fromkeys(node.results, room))
     return GroupPlan(
         segments,
         boxes,
@@ -386,8 +379,49 @@ def _group(
         tuple(seconds),
         call,
         macs,
-        int(largest * element_bytes),
+        int(_most_elements(analysis, boxes, algorithms, rooms) * element_bytes),
     )
+
+
+def _most_elements(
+    analysis: Analysis,
+    boxes: dict[ValueId, Boxes],
+    algorithms: dict[ValueId, Algorithm],
+    rooms: dict[ValueId, float],
+) -> float:
+    """Elements that one window needs at the worst moment.
+
+    Args:
+        analysis: kinds, axes and rules.
+        boxes: where the patches of each local value lie.
+        algorithms: how each local value is computed.
+        rooms: the share of the whole volume that each computed value's memory is.
+    """
+    graph = analysis.graph
+    last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.operands()}
+    live: dict[ValueId, float] = {}
+    most = 0.0
+    for i, (node, rule) in enumerate(zip(graph.nodes, analysis.rules, strict=True)):
+        made = {v: rooms[v] * math.prod(graph.size(v, 1)) for v in node.results if v in rooms}
+        if not made:
+            continue
+        gathered = 0.0
+        for value in dict.fromkeys(node.operands()):
+            if value not in boxes or algorithms.get(node.results[0]) not in (None, Algorithm.TORCH):
+                continue  # kernels read in place
+            full = math.prod(graph.size(value, 1))
+            if rule is None:
+                gathered += full
+            elif not isinstance(rule, PatchRule) or not same_boxes(
+                boxes[value], boxes[node.results[0]]
+            ):
+                gathered += full * rooms.get(value, 1.0)
+        live.update(made)
+        most = max(most, sum(live.values()) + gathered)
+        for value in (*node.operands(), *made):
+            if last_use.get(value, -1) <= i and value != graph.output:
+                live.pop(value, None)
+    return most
 
 
 def _is_ragged(rule: Rule, means: Means) -> bool:

@@ -62,6 +62,15 @@ class Rates:
     pooling: float
     kernel: float
 
+    def of_torch_convolution(self, groups: int, channels: int) -> float:
+        """Seconds for a multiply-accumulate of torch's convolution.
+
+        Args:
+            groups: groups of channels that do not mix.
+            channels: input channels of a group.
+        """
+        return self.grouped if groups > 1 and channels < _NARROW else self.convolution
+
 
 # Their ratios are those of a desktop CPU; they rank plans where nothing is measured.
 GUESSED = Rates(
@@ -77,6 +86,7 @@ GUESSED = Rates(
     pooling=1e-10,
     kernel=3e-5,
 )
+_NARROW = 8  # input channels of a group
 _FORMAT = 1  # of the file
 _REPEATS = 5
 

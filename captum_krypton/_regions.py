@@ -19,6 +19,7 @@ __all__ = [
     "align",
     "exact",
     "index_map_reach",
+    "same_boxes",
     "shift",
     "union",
     "window_read",
@@ -81,6 +82,13 @@ class Box:
     def is_whole(self, size: int) -> bool:
         """Whether every patch is the whole volume."""
         return self.size == size and self.extent is None and not self.offset.any()
+
+
+def same_boxes(a: tuple[Box | None, ...], b: tuple[Box | None, ...]) -> bool:
+    """Whether both describe the same cells along every axis."""
+    return all(
+        x is y if x is None or y is None else x.same_as(y) for x, y in zip(a, b, strict=True)
+    )
 
 
 def window_reach(

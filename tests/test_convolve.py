@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,30 @@ def test_results_do_not_depend_on_threads_or_batch(winograd: bool) -> None:
     source = Patches(base, patch[:2], image[:2], offset[:2])
     fewer = Case(**{**vars(case), "source": source, "read_offset": case.read_offset[:2]})
     assert torch.equal(fewer.run(), single[:2])
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+def test_threads_of_the_caller(winograd: bool) -> None:
+    """Calls from several threads at once do not share their memory."""
+    case = large(winograd)
+    alone = case.run()
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: case.run(), range(16)):
+            assert torch.equal(result, alone)
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+def test_opcheck(winograd: bool) -> None:
+    panel_size()
+    case = large(winograd)
+    packed = pack_weight(case.weight, winograd)
+    base, patch, image, offset, extent = case.source
+    arguments = (
+        *(base, patch, image, offset, extent, case.read_offset, packed.weight, packed.packed),
+        *(case.bias, case.size, None, [1, 1], [1, 1], winograd),
+        *(None, None, None, None, None, 0.0, 6.0),
+    )
+    torch.library.opcheck(torch.ops.captum_krypton.convolve_patches.default, arguments)
 
 
 @pytest.mark.parametrize("winograd", [False, True])

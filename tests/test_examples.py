@@ -109,6 +109,53 @@ def test_network_table(tmp_path: Path) -> None:
     assert re.search(r"\| no_such_network .* failed: ", done.stdout)
 
 
+@pytest.mark.slow
+def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    arguments = (
+        *("--networks", "squeezenet1_1", "--sizes", "64", "--windows", "--windows-total", "16"),
+        *("--threads", "1", "--sample=8", "--rounds=1", "--no-compile"),
+        f"--json-folder={tmp_path}",
+    )
+    first = run_example("benchmark.py", *arguments)
+    assert first.returncode == 0, first.stderr
+    (file,) = tmp_path.iterdir()
+    assert file.name == "squeezenet1_1_64_total-16_threads-1.json"
+    before = file.stat().st_mtime_ns
+    second = run_example("benchmark.py", *arguments)
+    assert second.returncode == 0, second.stderr
+    assert file.stat().st_mtime_ns == before
+    assert re.search(r"\| squeezenet1_1 \| 64 \| 16/16 \| 16 ", second.stdout)
+
+
+@pytest.mark.slow
+def test_profile() -> None:
+    done = run_example(
+        "benchmark.py", "--profile=squeezenet1_1", "--sizes=64", "--windows=16/16", "--threads=1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].endswith("ms predicted  ms measured")
+    assert re.search(r"the map took \d+\.\d+ s; predicted: \d+\.\d+ s", done.stdout)
+
+
+@pytest.mark.slow
+def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
+    import cost_curves
+
+    def quick(model: str, side: int, window: int, stride: int, rounds: int) -> dict[str, Any]:
+        return whole(model, 64, 16, 16, rounds)
+
+    whole = cost_curves.point
+    monkeypatch.setattr(cost_curves, "point", quick)
+    file, picture = tmp_path / "curves.json", tmp_path / "curves.png"
+    cost_curves.main(
+        ["--model=squeezenet1_1", "--rounds=1", f"--json={file}", f"--output={picture}"]
+    )
+    curves = json.loads(file.read_text())["curves"]
+    assert set(curves) == {"windows", "image side", "window side"}
+    assert all(p["seconds"] > 0 < p["captum_seconds"] for points in curves.values() for p in points)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 # Their parts
 
 

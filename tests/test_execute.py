@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -243,3 +244,33 @@ def test_the_user_sees_a_halved_batch(
     assert heat.report.path == "incremental"
     assert heat.report.batch_size <= 4
     assert heat.report.batches >= heat.report.windows * len(images) / 4
+
+
+class Explained(torch.utils.data.Dataset[Tensor]):
+    """Images, each explained where it is loaded."""
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        self.explainer, self.images = KryptonOcclusion(network), images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        made: Tensor = self.explainer.attribute(self.images[index : index + 1], **WINDOWS, target=1)
+        return made[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_maps_in_the_workers_of_a_loader(network: nn.Module, images: Tensor) -> None:
+    """After a fork of a process whose threads have run the kernels."""
+    data = Explained(network.float(), images.float())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = torch.stack([data[index] for index in range(len(data))])
+    finally:
+        torch.set_num_threads(before)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    torch.testing.assert_close(torch.stack(list(loader)), expected)

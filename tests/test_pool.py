@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_convolve import EPSILON, counted, extents, numbers, patches
 
-from captum_krypton._ops import Patches, _reference, pool_patches
+from captum_krypton._ops import Patches, _reference, panel_size, pool_patches
 
 
 @pytest.mark.parametrize("maximum", [True, False])
@@ -68,3 +68,12 @@ def test_not_a_number_is_the_largest() -> None:
     source = Patches(base, base[:, :, :0, :0], index[:, 0], index)
     pooled = pool_patches(source, index, (2, 2), (2, 2), stride=(2, 2), maximum=True)
     assert pooled.isnan().nonzero().tolist() == [[0, 2, 1, 1], [0, 8, 0, 0]]
+
+
+def test_opcheck() -> None:
+    panel_size()
+    base, patch = torch.rand(1, 3, 6, 6), torch.rand(2, 3, 2, 2)
+    index = torch.zeros(2, 2, dtype=torch.int64)
+    arguments = (base, patch, index[:, 0], index, None, index, [2, 2], None, [2, 2], [2, 2], [1, 1])
+    operator = torch.ops.captum_krypton.pool_patches.default
+    torch.library.opcheck(operator, (*arguments, True, 1.0))

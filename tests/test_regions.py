@@ -12,7 +12,9 @@ from captum_krypton._regions import (
     Box,
     Reach,
     align,
+    exact,
     index_map_reach,
+    same_boxes,
     union,
     window_reach,
     window_read,
@@ -148,3 +150,19 @@ def test_windows_cover_the_input_and_the_last_is_clipped(
     assert (np.diff(reach.start) == stride).all()
     assert (grid.cover(0).sum(1) >= 1).all()
     assert (reach.stop[:-1] - reach.start[:-1] == window).all()
+
+
+@given(
+    start=st.lists(st.integers(0, 30), min_size=1, max_size=9),
+    length=st.lists(st.integers(0, 9), min_size=9, max_size=9),
+)
+def test_exact_boxes_hold_their_own_intervals(start: list[int], length: list[int]) -> None:
+    begin = np.array(start)
+    reach = Reach(begin, begin + np.array(length[: len(start)]))
+    box = exact(reach)
+    assert (box.offset == reach.start).all()
+    assert (box.offset + box.cells == reach.stop).all()
+    assert box.size == reach.longest
+    assert same_boxes((box, None), (exact(reach), None))
+    assert not same_boxes((box, None), (Box(box.offset + 1, box.size, box.extent), None))
+    assert not same_boxes((box,), (None,))

@@ -56,9 +56,8 @@ class _Convolution(WindowRule):
         cells = [box.cells for box in boxes if box is not None]
         each = math.prod(self.kernel) * channels * out_channels
         size = math.prod(self.read_size(boxes))  # the block is made, then read
-        narrow = self.groups > 1 and channels < _NARROW
         computed = math.prod(self._spread(boxes)) * each
-        cost = computed * (rates.grouped if narrow else rates.convolution)
+        cost = computed * rates.of_torch_convolution(self.groups, channels)
         cost += size * channels * self.groups * rates.element
         found = [(Algorithm.TORCH, cost)]
         if not self.can_have_kernel(means):
@@ -153,9 +152,6 @@ class _Convolution(WindowRule):
             )
 
         return step
-
-
-_NARROW = 8  # input channels of a group
 
 
 def convolution(node: Node, view: View) -> Rule | None:
