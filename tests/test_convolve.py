@@ -359,6 +359,25 @@ def test_the_kernel_defends_itself(change: dict[str, Any], message: str) -> None
         case.run()
 
 
+def test_grouped_convolutions_have_no_winograd() -> None:
+    with pytest.raises(ValueError, match="ungrouped convolutions; groups is 2"):
+        pack_weight(torch.zeros(32, 16, 3, 3), winograd=True, groups=2)
+
+
+@pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
+def test_the_kernel_refuses_grouped_winograd() -> None:
+    """With as many packed numbers as it would ask for, were it to run."""
+    case = large(True)
+    base, patch, image, offset, _ = case.source
+    weight = torch.zeros(48, base.shape[1] // 2, 3, 3)
+    packed = torch.zeros(2 * 36 * base.shape[1] * panel_size() * -(-24 // panel_size()))
+    with pytest.raises(RuntimeError, match="winograd is for ungrouped"):
+        torch.ops.captum_krypton.convolve_patches(
+            *(base, patch, image, offset, None, case.read_offset, weight, packed, None),
+            *((4, 4), None, [1, 1], [1, 1], True, None, None, None, None, None, 0.0, 1.0),
+        )
+
+
 @pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
 def test_images_that_do_not_exist_are_refused() -> None:
     case = large(False)

@@ -130,7 +130,12 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
         weight: (K, C, kernel height, kernel width), float32; C is a group's.
         winograd: for Winograd's algorithm; see `allows_winograd`.
         groups: groups of channels that do not mix.
+
+    Raises:
+        ValueError: for a grouped convolution by Winograd's algorithm.
     """
+    if winograd and groups > 1:
+        raise ValueError(f"winograd is for ungrouped convolutions; groups is {groups}")
     panel = panel_size()
     if panel == 0:
         return PackedWeight(weight, weight, winograd)

@@ -319,7 +319,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                   "size, stride and dilation have 2 numbers each");
   const int64_t kernel[2] = {weight.size(2), weight.size(3)};
   STD_TORCH_CHECK(
-      !winograd || (!depthwise && kernel[0] * kernel[1] > 1 &&
+      !winograd || (groups == 1 && kernel[0] * kernel[1] > 1 &&
                     std::max(kernel[0], kernel[1]) <= 3 * kMostGroups && stride[0] == 1 &&
                     stride[1] == 1 && dilation[0] == 1 && dilation[1] == 1 &&
                     std::min(channels, out_channels) >= found->lanes),
