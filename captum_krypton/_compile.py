@@ -28,8 +28,7 @@ from ._windows import WindowGrid
 
 __all__ = ["Compiled", "CompileCache", "signature"]
 
-# Larger batches leave the caches, and wait for memory (Swin-T: 129 ms a window in batches of a
-# gigabyte, 90 in batches of 150 MiB).
+# Larger batches leave the caches and wait for memory: on whole volumes they are slower.
 _BATCH_BYTES = {"cpu": 1 << 27}
 _KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
 

@@ -132,13 +132,14 @@ class Execution:
         tail = Tail(
             self.plan, self.constants, self._finish(images, collected), self.statistics.clock
         )
-        for group in self.plan.groups:
+        for number, group in enumerate(self.plan.groups):
+            if number:
+                trim()  # patches of another size follow
             prepared = GroupRun(self, group, base, images)
             for rows, order, values in prepared.batches(self.statistics):
                 tail.add(values, order)
                 progress(rows)
             del prepared
-            trim()
         tail.flush()
         return collected.result()
 
@@ -357,7 +358,7 @@ class GroupRun:
         graph = self.run.graph
         nodes = graph.nodes[: len(graph.nodes) - self.plan.tail]
         needed = self.run.frontier
-        last_use = {v: i for i, node in enumerate(nodes) for v in node.operands()}
+        last_use = graph.last_uses()
         for i, node in enumerate(nodes):
             outputs = [v for v in node.outputs if v >= 0]
             if all(self.analysis.kinds[v] is Kind.IMAGE for v in outputs):

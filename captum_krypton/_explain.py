@@ -81,7 +81,6 @@ def explain(
 def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
     analysis, graph = plan.analysis, plan.analysis.graph
     rows = []
-    positions = sum(group.positions for group in plan.groups)
     for number, (node, rule, cost) in enumerate(
         zip(graph.nodes, analysis.rules, plan.costs, strict=True)
     ):
@@ -90,7 +89,6 @@ def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
         kind = "shared" if analysis.kinds[value] is Kind.IMAGE else "global"
         patch: tuple[int, ...] = ()
         read: tuple[int, ...] = ()
-        mean = float(cost.macs)
         if rule is not None:
             kind = "local"
             boxes = [group.boxes[value] for group in plan.groups]
@@ -98,14 +96,6 @@ def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
             patch = tuple(max(column) for column in zip(*sizes, strict=True))
             largest = sizes.index(max(sizes))
             read = rule.read_size(boxes[largest])
-            mean = 0.0
-            for group, box in zip(plan.groups, boxes, strict=True):
-                share = 1.0
-                for axis, b in enumerate(box):
-                    full = analysis.full_size(value, axis)
-                    if b is not None and full is not None:
-                        share *= float(b.cells.mean()) / full
-                mean += cost.macs * share * group.positions / positions
         algorithms = {g.algorithms.get(value, Algorithm.TORCH).value for g in plan.groups}
         rows.append(
             OperatorRow(
@@ -115,7 +105,7 @@ def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
                 patch,
                 read,
                 cost.macs,
-                mean,
+                plan.operator_macs(number),
                 ", ".join(sorted(algorithms)),
                 cost.seconds if kind == "shared" else plan.operator_seconds(number),
                 None if clock is None else clock.get(value, 0.0),

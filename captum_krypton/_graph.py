@@ -120,6 +120,10 @@ class Graph:
                 users.setdefault(value, []).append(node)
         return users
 
+    def last_uses(self) -> dict[ValueId, int]:
+        """The position of the last node that reads each value."""
+        return {v: i for i, node in enumerate(self.nodes) for v in node.operands()}
+
     def producers(self) -> dict[ValueId, Node]:
         """The node that defines each value."""
         return {value: node for node in self.nodes for value in node.outputs}

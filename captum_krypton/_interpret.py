@@ -35,7 +35,7 @@ def run_graph(
         The output and the values named in `keep`.
     """
     values = dict(zip(graph.inputs, inputs, strict=True))
-    last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.operands()}
+    last_use = graph.last_uses()
     kept = {v: t for v, t in values.items() if v in keep}
     rows = inputs[0].shape[0]
     for i, node in enumerate(graph.nodes):

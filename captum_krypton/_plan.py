@@ -54,8 +54,8 @@ class GroupPlan:
         boxes: where the patches of each local value lie, for the positions of the segments.
         algorithms: how each local value is computed.
         seconds: predicted time of each operator for one window, by its position in the graph.
+        macs: mean multiply-accumulates of each operator for a window (Eq. 15).
         call: predicted time that a batch takes besides.
-        macs: mean multiply-accumulates of a window.
         row_bytes: memory that one window needs at the worst moment.
     """
 
@@ -63,8 +63,8 @@ class GroupPlan:
     boxes: dict[ValueId, Boxes]
     algorithms: dict[ValueId, Algorithm]
     seconds: tuple[float, ...]
+    macs: tuple[float, ...]
     call: float
-    macs: float
     row_bytes: int
 
     @property
@@ -129,7 +129,11 @@ class Plan:
     @cached_property
     def macs_incremental(self) -> float:
         """Q_inc: mean multiply-accumulates of one window (Eq. 15-16)."""
-        total = sum(group.macs * group.positions for group in self.groups)
+        return sum(map(self.operator_macs, range(len(self.costs))))
+
+    def operator_macs(self, number: int) -> float:
+        """Mean multiply-accumulates of an operator for one window (Eq. 15)."""
+        total = sum(group.macs[number] * group.positions for group in self.groups)
         return total / sum(group.positions for group in self.groups)
 
     @property
@@ -213,6 +217,11 @@ def make_plan(
         _Segmenter(analysis, reaches, costs, means, axis, positions[axis])
         for axis in range(len(axes))
     ]
+    base = element_bytes * sum(math.prod(analysis.graph.size(v, 1)) for v in analysis.kept)
+    side_by_side = max(1, min(images, int(memory_budget // 2 // max(base, 1))))
+    room = max(memory_budget - base * side_by_side, memory_budget // 2)
+    room = room if batch_bytes is None else min(room, batch_bytes)
+    tail = _tail(analysis)
     most = _MAX_SEGMENTS if any(curve.matters for curve in curves) else 1
     worse = 0
     for count in range(1, min(most, max(positions, default=1)) + 1):
@@ -221,13 +230,8 @@ def make_plan(
             _group(analysis, reaches, costs, means, segments, element_bytes)
             for segments in itertools.product(*cuts)
         )
-        base = element_bytes * sum(math.prod(analysis.graph.size(v, 1)) for v in analysis.kept)
-        side_by_side = max(1, min(images, int(memory_budget // 2 // max(base, 1))))
-        room = max(memory_budget - base * side_by_side, memory_budget // 2)
-        room = room if batch_bytes is None else min(room, batch_bytes)
         row_bytes = max(group.row_bytes for group in groups)
         batch = max(1, min(most_rows, room // max(row_bytes, 1)))
-        tail = _tail(analysis)
         memory = base * side_by_side + batch * row_bytes
         plan = Plan(analysis, grid, axes, groups, tail, side_by_side, batch, costs, memory)
         if best is None or plan.seconds < best.seconds:
@@ -333,13 +337,15 @@ def _group(
     boxes[analysis.occluded] = _boxes(analysis, analysis.occluded, reaches, segments)
     algorithms: dict[ValueId, Algorithm] = {}
     seconds: list[float] = []
-    call = macs = 0.0
+    macs: list[float] = []
+    call = 0.0
     rooms: dict[ValueId, float] = {}
     for node, rule, cost in zip(graph.nodes, analysis.rules, costs, strict=True):
         local = [v for v in dict.fromkeys(node.operands()) if v in boxes]
         if rule is None:
             if _is_shared(analysis, node):
                 seconds.append(0.0)
+                macs.append(0.0)
                 continue
             projected = sum(math.prod(graph.size(v, 1)) for v in local)
             seconds.append(cost.seconds + projected * rates.element)
@@ -370,15 +376,15 @@ def _group(
                 spent = cost.seconds * room if spent is None else spent + moved
             assert spent is not None
             seconds.append(spent)
-        macs += cost.macs * share
+        macs.append(cost.macs * share)
         rooms.update(dict.fromkeys(node.results, room))
     return GroupPlan(
         segments,
         boxes,
         algorithms,
         tuple(seconds),
+        tuple(macs),
         call,
-        macs,
         int(_most_elements(analysis, boxes, algorithms, rooms) * element_bytes),
     )
 
@@ -398,7 +404,7 @@ def _most_elements(
         rooms: the share of the whole volume that each computed value's memory is.
     """
     graph = analysis.graph
-    last_use = {v: i for i, node in enumerate(graph.nodes) for v in node.operands()}
+    last_use = graph.last_uses()
     live: dict[ValueId, float] = {}
     most = 0.0
     for i, (node, rule) in enumerate(zip(graph.nodes, analysis.rules, strict=True)):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 __all__ = [
     "Box",
+    "Integers",
     "Reach",
     "align",
     "exact",

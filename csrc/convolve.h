@@ -18,6 +18,20 @@ constexpr int kMostOutputs = kPointsAxis - 2;
 // Groups of three taps that an axis has; at most kMostGroups.
 constexpr int64_t tap_groups(int64_t taps) { return (taps + 2) / 3; }
 constexpr int kMostGroups = 3;
+
+// Along an axis of so many taps: points, and outputs of a tile at most. One tap is left alone.
+constexpr int axis_points(int64_t taps) { return taps == 1 ? 1 : kPointsAxis; }
+constexpr int axis_outputs(int64_t taps) { return taps == 1 ? 1 : kMostOutputs; }
+
+// Products that Winograd's algorithm makes for every tile and output channel: `depth` of them at
+// each of `points`.
+constexpr int64_t winograd_points(const int64_t (&kernel)[2]) {
+  return axis_points(kernel[0]) * axis_points(kernel[1]);
+}
+constexpr int64_t winograd_depth(const int64_t (&kernel)[2], int64_t channels) {
+  return tap_groups(kernel[0]) * tap_groups(kernel[1]) * channels;
+}
+
 // Cells along an axis that a tile reads at most.
 constexpr int kMostCells = kPointsAxis + 3 * (kMostGroups - 1);
 

@@ -342,9 +342,27 @@ constexpr int point(int outputs, int i) { return outputs == 0 || i <= outputs ? 
 // The least m, less one, for which F(m, 3) uses a point.
 constexpr int least_outputs(int point) { return point < 2 || point == kSide - 1 ? 0 : point - 1; }
 
-// A transform along the first axis, of all cells of the second.
-struct InputRows {
-  const float* const* cells;  // of a group of taps; kMostCells from one row to the next
+// The two directions of a transform.
+struct Input {
+  static constexpr int made(int outputs) { return points(outputs); }
+  template <int Outputs>
+  static KRYPTON_INLINE void apply(const Vector* from, Vector* to) {
+    Transform<Outputs>::input(from, to);
+  }
+};
+
+struct Inverse {
+  static constexpr int made(int outputs) { return results(outputs); }
+  template <int Outputs>
+  static KRYPTON_INLINE void apply(const Vector* from, Vector* to) {
+    Transform<Outputs>::output(from, to);
+  }
+};
+
+// A transform along the first axis, of all numbers of the second.
+template <typename Direction, int Pitch>
+struct TransformRows {
+  const float* const* from;  // Pitch from one row to the next
   int columns;
   int64_t channel;
   Vector (&half)[kSide][kSide];
@@ -352,74 +370,63 @@ struct InputRows {
   template <int Outputs>
   KRYPTON_INLINE void run() const {
     for (int j = 0; j < columns; ++j) {
-      Vector d[kSide], r[kSide];
+      Vector read[kSide], made[kSide];
       for (int i = 0; i < points(Outputs); ++i) {
-        d[i] = load<Vector>(cells[i * kMostCells + j] + channel);
+        read[i] = load<Vector>(from[i * Pitch + j] + channel);
       }
-      Transform<Outputs>::input(d, r);
-      for (int i = 0; i < points(Outputs); ++i) {
-        half[i][j] = r[i];
+      Direction::template apply<Outputs>(read, made);
+      for (int i = 0; i < Direction::made(Outputs); ++i) {
+        half[i][j] = made[i];
       }
     }
   }
 };
 
-struct InputColumns {
+// The second axis; `put(i, j, number)` takes what it makes.
+template <typename Direction, typename Put>
+struct TransformColumns {
   const Vector (&half)[kSide][kSide];
   int rows;
-  float* const* to;  // by point
-  int64_t at;
+  const Put& put;
 
   template <int Outputs>
   KRYPTON_INLINE void run() const {
     for (int i = 0; i < rows; ++i) {
-      Vector r[kSide];
-      Transform<Outputs>::input(half[i], r);
-      for (int j = 0; j < points(Outputs); ++j) {
-        store(to[i * kSide + j] + at, r[j]);
+      Vector made[kSide];
+      Direction::template apply<Outputs>(half[i], made);
+      for (int j = 0; j < Direction::made(Outputs); ++j) {
+        put(i, j, made[j]);
       }
     }
   }
 };
 
-struct OutputRows {
-  const float* const* from;  // by point
-  int columns;
-  int64_t channel;
-  Vector (&half)[kSide][kSide];
+// Both axes of one vector of channels: rows x columns numbers from `from`.
+template <typename Direction, int Pitch, typename Put>
+KRYPTON_INLINE void transform(int height, int width, const float* const* from, int64_t channel,
+                              const Put& put) {
+  Vector half[kSide][kSide];
+  for_outputs(height, TransformRows<Direction, Pitch>{from, points(width), channel, half});
+  for_outputs(width, TransformColumns<Direction, Put>{half, Direction::made(height), put});
+}
 
-  template <int Outputs>
-  KRYPTON_INLINE void run() const {
-    for (int j = 0; j < columns; ++j) {
-      Vector m[kSide], y[kSide];
-      for (int i = 0; i < points(Outputs); ++i) {
-        m[i] = load<Vector>(from[i * kSide + j] + channel);
-      }
-      Transform<Outputs>::output(m, y);
-      for (int i = 0; i < results(Outputs); ++i) {
-        half[i][j] = y[i];
-      }
-    }
+struct PutPoint {
+  float* const* to;  // by point
+  int64_t at;
+
+  KRYPTON_INLINE void operator()(int i, int j, Vector number) const {
+    store(to[i * kSide + j] + at, number);
   }
 };
 
-struct OutputColumns {
-  const Vector (&half)[kSide][kSide];
-  int rows;
+struct PutOutput {
   const Finish& finish;
   float* out;
   int64_t row_stride, column_stride, channel;
 
-  template <int Outputs>
-  KRYPTON_INLINE void run() const {
-    for (int i = 0; i < rows; ++i) {
-      Vector y[kSide];
-      Transform<Outputs>::output(half[i], y);
-      for (int j = 0; j < results(Outputs); ++j) {
-        store(out + i * row_stride + j * column_stride + channel,
-              finish.apply(y[j], i * kMostOutputs + j, channel));
-      }
-    }
+  KRYPTON_INLINE void operator()(int i, int j, Vector number) const {
+    store(out + i * row_stride + j * column_stride + channel,
+          finish.apply(number, i * kMostOutputs + j, channel));
   }
 };
 
@@ -430,17 +437,16 @@ class Winograd {
         tiles_(conv.tiles + begin),
         count_(end - begin),
         channels_(conv.source.channels),
-        depth_(channels_ * groups(0) * groups(1)),
+        depth_(winograd_depth(conv.kernel, channels_)),
         padded_(round_up(conv.out.channels, kPanel)),
         plane_(count_ * depth_ + 16),
         out_plane_(count_ * padded_ + 16),
         cells_(scratch),
-        products_(cells_ + axis_points(0) * axis_points(1) * plane_),
-        slots_(
-            reinterpret_cast<int32_t*>(products_ + axis_points(0) * axis_points(1) * out_plane_)) {}
+        products_(cells_ + winograd_points(conv.kernel) * plane_),
+        slots_(reinterpret_cast<int32_t*>(products_ + winograd_points(conv.kernel) * out_plane_)) {}
 
   void run() {
-    place();
+    assign_slots();
     for (int64_t tile = 0; tile < count_; ++tile) {
       input(tile);
     }
@@ -451,15 +457,14 @@ class Winograd {
   }
 
  private:
-  bool one_tap(int axis) const { return conv_.kernel[axis] == 1; }
   int64_t groups(int axis) const { return tap_groups(conv_.kernel[axis]); }
-  int axis_points(int axis) const { return one_tap(axis) ? 1 : kSide; }
+  int points_along(int axis) const { return axis_points(conv_.kernel[axis]); }
   int outputs(const Tile& tile, int axis) const {
-    return one_tap(axis) ? 0 : (axis == 0 ? tile.height : tile.width);
+    return conv_.kernel[axis] == 1 ? 0 : (axis == 0 ? tile.height : tile.width);
   }
 
   // Tiles that have a point lie side by side in its plane: a tile's place depends on the point.
-  void place() {
+  void assign_slots() {
     for (int u = 0; u < kMostOutputs; ++u) {
       for (int v = 0; v < kMostOutputs; ++v) {
         int32_t* const slots = slots_ + (u * kMostOutputs + v) * count_;
@@ -475,8 +480,8 @@ class Winograd {
 
   // Where the tile's numbers of each of its points are.
   template <typename Pointer>
-  KRYPTON_INLINE void places(int64_t tile, Pointer planes, int64_t plane, int64_t depth,
-                             Pointer* out) const {
+  KRYPTON_INLINE void addresses(int64_t tile, Pointer planes, int64_t plane, int64_t depth,
+                                Pointer* out) const {
     const int height = outputs(tiles_[tile], 0), width = outputs(tiles_[tile], 1);
     for (int i = 0; i < points(height); ++i) {
       const int y = point(height, i);
@@ -484,7 +489,7 @@ class Winograd {
         const int x = point(width, j);
         const int kind = least_outputs(y) * kMostOutputs + least_outputs(x);
         out[i * kSide + j] =
-            planes + (y * axis_points(1) + x) * plane + slots_[kind * count_ + tile] * depth;
+            planes + (y * points_along(1) + x) * plane + slots_[kind * count_ + tile] * depth;
       }
     }
   }
@@ -507,16 +512,14 @@ class Winograd {
       }
     }
     float* to[kSide * kSide];
-    places(number, cells_, plane_, depth_, to);
+    addresses(number, cells_, plane_, depth_, to);
     int64_t at = 0;
     for (int64_t i = 0; i < groups(0); ++i) {
       for (int64_t j = 0; j < groups(1); ++j) {
         const float* const* const group = cells + 3 * (i * kMostCells + j);
         for (int64_t c = 0; c < channels_; c += kLanes) {
           const int64_t channel = least(c, channels_ - kLanes);  // the last ones twice
-          Vector half[kSide][kSide];
-          for_outputs(height, InputRows{group, points(width), channel, half});
-          for_outputs(width, InputColumns{half, points(height), to, at + channel});
+          transform<Input, kMostCells>(height, width, group, channel, PutPoint{to, at + channel});
         }
         at += channels_;
       }
@@ -525,9 +528,9 @@ class Winograd {
 
   void multiply() {
     const float* weight = conv_.weight;
-    for (int y = 0; y < axis_points(0); ++y) {
-      for (int x = 0; x < axis_points(1); ++x) {
-        const int64_t number = y * axis_points(1) + x;
+    for (int y = 0; y < points_along(0); ++y) {
+      for (int x = 0; x < points_along(1); ++x) {
+        const int64_t number = y * points_along(1) + x;
         const int64_t rows = used_[least_outputs(y)][least_outputs(x)];
         for (int64_t k = 0; k < padded_; k += kPanel) {
           for_rows<kRows>(0, rows,
@@ -554,15 +557,14 @@ class Winograd {
     const Output& out = conv_.out;
     const Finish finish{conv_.bias, conv_.residual ? residual : nullptr, conv_.low, conv_.high};
     const float* from[kSide * kSide];
-    places<const float*>(number, products_, out_plane_, padded_, from);
+    addresses<const float*>(number, products_, out_plane_, padded_, from);
     float* const to =
         out.data + ((tile.window * out.height + tile.row) * out.width + tile.column) * out.channels;
     for (int64_t c = 0; c < out.channels; c += kLanes) {
       const int64_t channel = least(c, out.channels - kLanes);  // the last ones twice
-      Vector half[kSide][kSide];
-      for_outputs(height, OutputRows{from, points(width), channel, half});
-      for_outputs(width, OutputColumns{half, tile.height, finish, to, out.width * out.channels,
-                                       out.channels, channel});
+      transform<Inverse, kSide>(
+          height, width, from, channel,
+          PutOutput{finish, to, out.width * out.channels, out.channels, channel});
     }
   }
 
@@ -579,7 +581,7 @@ void winograd(const Convolution& conv, int64_t begin, int64_t end, float* scratc
   Winograd(conv, begin, end, scratch).run();
 }
 
-// --- Direct convolution: every output cell is a row of the product, its taps one after another.
+// --- Output cells, and the taps that they read.
 
 // Output cells one after another, windows first.
 class Cell {
@@ -646,6 +648,8 @@ KRYPTON_INLINE void taps(const Call& call, const View& cells, const Cell& at, co
 KRYPTON_INLINE const float* residual_cell(const Convolution& conv, const Cell& at) {
   return conv.residual ? view(*conv.residual, at.window).at(at.row, at.column) : nullptr;
 }
+
+// --- Direct convolution: every output cell is a row of the product, its taps one after another.
 
 void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
   const int64_t count = conv.kernel[0] * conv.kernel[1];

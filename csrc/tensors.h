@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace captum_krypton {
 
@@ -46,6 +47,20 @@ inline void check_index(const char* name, const Tensor& tensor, int64_t windows,
   STD_TORCH_CHECK(tensor.numel() == windows * columns && tensor.size(0) == windows, name, " has ",
                   tensor.numel(), " elements; expected ", columns, " for each of ", windows,
                   " windows");
+}
+
+// `extent` counts, for every window and axis, some of the `most` cells that a patch has there.
+inline Tensor packed_extent(const char* name, const Tensor& extent, int64_t windows,
+                            const std::vector<int64_t>& most) {
+  check_index(name, extent, windows, static_cast<int64_t>(most.size()));
+  Tensor packed = pack(extent, MemoryFormat::Contiguous);
+  const int64_t* const cells = packed.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < packed.numel(); ++i) {
+    const int64_t limit = most[static_cast<size_t>(i) % most.size()];
+    STD_TORCH_CHECK(cells[i] >= 0 && cells[i] <= limit, name, " has ", cells[i],
+                    " cells; expected 0 to ", limit);
+  }
+  return packed;
 }
 
 // `image` is contiguous and names one of `images` rows of the base for every window.

@@ -212,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "networks": rows,
     }
     others: dict[str, dict[str, Any]] = {}
+    if options.update and not options.json:
+        parser.error("--update: which file? Give --json")
     if options.update:
         before = json.loads(Path(options.json).read_text())
         if {k: before[k] for k in SETTINGS} != {k: result[k] for k in SETTINGS}:

@@ -108,6 +108,12 @@ def test_network_table(tmp_path: Path) -> None:
     assert re.search(r"\| squeezenet1_1 .* equal ", done.stdout)
     assert re.search(r"\| no_such_network .* failed: ", done.stdout)
 
+    settings = ("--size=64", "--timed-size=64", "--sample=8", "--threads=1", f"--json={file}")
+    done = run_example("network_table.py", "--update", "--only", "alexnet", *settings)
+    assert done.returncode == 0, done.stderr
+    first, second, third = json.loads(file.read_text())["networks"]
+    assert (first["name"], second, third) == ("alexnet", good, bad)
+
 
 @pytest.mark.slow
 def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_no_sanitizer_complains(tmp_path: Path, kernels: str) -> None:
     compiler = tmp_path / "sanitized-c++"  # its own flags last
     compiler.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {COMPILER} "$@" {FLAGS}\n')
     compiler.chmod(0o755)
+    built = tmp_path.parent / "sanitized"
     environment = {
         **os.environ,
         # The interpreter's and torch's own are no matter of ours.
@@ -53,7 +54,7 @@ def test_no_sanitizer_complains(tmp_path: Path, kernels: str) -> None:
         "LD_PRELOAD": " ".join(preloaded),
         "PYTEST_ADDOPTS": "",
         "PYTHONPATH": str(package),
-        "TORCH_EXTENSIONS_DIR": str(tmp_path.parent / "sanitized"),
+        "TORCH_EXTENSIONS_DIR": str(built),
     }
     done = subprocess.run(
         [
@@ -70,3 +71,5 @@ def test_no_sanitizer_complains(tmp_path: Path, kernels: str) -> None:
         pytest.skip(f"this processor has no {kernels} kernels")
     assert done.returncode == 0, output[-6000:]
     assert " passed" in done.stdout
+    (binary,) = built.rglob("*.so")
+    assert b"__asan_report" in binary.read_bytes()

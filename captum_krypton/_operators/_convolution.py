@@ -16,7 +16,8 @@ from .._ops import (
     tap_groups,
     winograd_points,
 )
-from .._regions import Reach, union
+from .._rates import Rates
+from .._regions import Integers, Reach, union
 from ._rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View
 from ._window import WindowRule, carries_axes
 
@@ -51,38 +52,45 @@ class _Convolution(WindowRule):
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         """Compiled kernels where there are, by Winograd's algorithm where that costs less."""
-        rates = means.rates
-        out_channels, channels = self.view.shape(self.weight)[:2]
-        cells = [box.cells for box in boxes if box is not None]
-        each = math.prod(self.kernel) * channels * out_channels
-        size = math.prod(self.read_size(boxes))  # the block is made, then read
-        computed = math.prod(self._spread(boxes)) * each
-        cost = computed * rates.of_torch_convolution(self.groups, channels)
-        cost += size * channels * self.groups * rates.element
-        found = [(Algorithm.TORCH, cost)]
         if not self.can_have_kernel(means):
-            return found[0]
-        outputs = math.prod(float(n.mean()) for n in cells)
+            return self._by_torch(boxes, means.rates)
+        cells = [box.cells for box in boxes if box is not None]
+        macs = self._macs(math.prod(float(n.mean()) for n in cells))
         if self._depthwise:
-            return Algorithm.DEPTHWISE, outputs * each * rates.depthwise
+            return Algorithm.DEPTHWISE, macs * means.rates.depthwise
         # The kernel computes whole panels of output channels.
-        group, panel = out_channels // self.groups, panel_size()
-        padded = math.ceil(group / panel) * panel / group * each * outputs
-        found.append((Algorithm.DIRECT, padded * rates.direct))
-        shape = self.view.shape(self.weight)
-        allowed = self.groups == 1 and allows_winograd(shape, self.stride, self.dilation)
-        if means.winograd and allowed:
-            points = math.prod(
-                float(winograd_points(n, taps).mean())
-                for n, taps in zip(cells, self.kernel, strict=True)
-            )
-            depth = math.prod(map(tap_groups, self.kernel)) * channels
-            cost = points * depth * out_channels * rates.product
-            cost += points * (depth + out_channels) * rates.transform
-            found.append((Algorithm.WINOGRAD, cost))
-        if self.groups == 1:
-            del found[0]  # a kernel that reads in place is never slower
+        out_channels, panel = self.view.shape(self.weight)[0] // self.groups, panel_size()
+        padded = math.ceil(out_channels / panel) * panel / out_channels * macs
+        found = [(Algorithm.DIRECT, padded * means.rates.direct)]
+        if self.groups > 1:
+            found.append(self._by_torch(boxes, means.rates))
+        elif means.winograd and allows_winograd(
+            self.view.shape(self.weight), self.stride, self.dilation
+        ):
+            found.append(self._by_winograd(cells, means.rates))
         return min(found, key=lambda pair: pair[1])
+
+    def _macs(self, outputs: float) -> float:
+        """Multiply-accumulates of so many output cells."""
+        return outputs * math.prod(self.view.shape(self.weight))
+
+    def _by_torch(self, boxes: Boxes, rates: Rates) -> tuple[Algorithm, float]:
+        """The block is made, then read."""
+        channels = self.view.shape(self.weight)[1]
+        macs = self._macs(math.prod(self._spread(boxes)))
+        seconds = macs * rates.of_torch_convolution(self.groups, channels)
+        moved = math.prod(self.read_size(boxes)) * channels * self.groups
+        return Algorithm.TORCH, seconds + moved * rates.element
+
+    def _by_winograd(self, cells: list[Integers], rates: Rates) -> tuple[Algorithm, float]:
+        out_channels, channels = self.view.shape(self.weight)[:2]
+        points = math.prod(
+            float(winograd_points(n, taps).mean())
+            for n, taps in zip(cells, self.kernel, strict=True)
+        )
+        depth = math.prod(map(tap_groups, self.kernel)) * channels
+        seconds = points * depth * out_channels * rates.product
+        return Algorithm.WINOGRAD, seconds + points * (depth + out_channels) * rates.transform
 
     def _spread(self, boxes: Boxes) -> list[int]:
         """The output's size along its trailing dimensions, for patches in `boxes`."""

@@ -41,9 +41,7 @@ library.define("panel_size() -> int")
 _POINTS = (0.625, 1.5)
 _MOST_GROUPS = 3
 _MOST_OUTPUTS = 4
-
-
-Integers = npt.NDArray[np.int64]
+_LEAST_CHANNELS = 16  # no kernel has more lanes
 
 
 class Patches(NamedTuple):
@@ -95,7 +93,7 @@ def tap_groups(taps: int) -> int:
     return -(-taps // 3)
 
 
-def winograd_points(cells: Integers, taps: int) -> Integers:
+def winograd_points(cells: npt.NDArray[np.int64], taps: int) -> npt.NDArray[np.int64]:
     """Products that Winograd's algorithm makes along an axis of so many cells, a group of taps."""
     return cells if taps == 1 else cells + 2 * -(-cells // _MOST_OUTPUTS)
 
@@ -118,9 +116,6 @@ def allows_winograd(
         and max(map(tap_groups, kernel)) <= _MOST_GROUPS
         and min(channels) >= _LEAST_CHANNELS
     )
-
-
-_LEAST_CHANNELS = 16  # no kernel has more lanes
 
 
 def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> PackedWeight:

@@ -100,20 +100,18 @@ using Extents = std::vector<int64_t>;
 // `extent`, or all cells of patches of the given size.
 Extents extents(const char* name, const OptionalTensor& extent, int64_t windows, int64_t height,
                 int64_t width) {
-  Extents all(static_cast<size_t>(2 * windows));
+  Extents cells;
   if (extent) {
     check(name, *extent, ScalarType::Long, 2);
-    check_index(name, *extent, windows, 2);
+    const Tensor given = packed_extent(name, *extent, windows, {height, width});
+    const int64_t* const from = given.const_data_ptr<int64_t>();
+    cells.assign(from, from + 2 * windows);
+    return cells;
   }
-  const Tensor given = extent ? pack(*extent, MemoryFormat::Contiguous) : Tensor();
-  const int64_t* const from = extent ? given.const_data_ptr<int64_t>() : nullptr;
-  const int64_t most[2] = {height, width};
-  for (size_t i = 0; i < all.size(); ++i) {
-    all[i] = from ? from[i] : most[i % 2];
-    STD_TORCH_CHECK(all[i] >= 0 && all[i] <= most[i % 2], name, " has ", all[i],
-                    " cells; expected 0 to ", most[i % 2]);
+  for (int64_t window = 0; window < windows; ++window) {
+    cells.insert(cells.end(), {height, width});
   }
-  return all;
+  return cells;
 }
 
 // Tensors that a source points into; they live as long as it does.
@@ -213,8 +211,8 @@ std::vector<Tile> make_tiles(const Written& written, const int64_t (&kernel)[2])
   const int64_t windows = static_cast<int64_t>(written.before.size()) - 1;
   for (int64_t window = 0; window < windows; ++window) {
     const int64_t* const extent = written.extent.data() + 2 * window;
-    const Parts rows(extent[0], kernel[0] == 1 ? 1 : kMostOutputs);
-    const Parts columns(extent[1], kernel[1] == 1 ? 1 : kMostOutputs);
+    const Parts rows(extent[0], axis_outputs(kernel[0]));
+    const Parts columns(extent[1], axis_outputs(kernel[1]));
     for (int64_t i = 0; i < rows.count; ++i) {
       for (int64_t j = 0; j < columns.count; ++j) {
         tiles.push_back({window, rows.begin(i), columns.begin(j), rows.size(i), columns.size(j)});
@@ -245,16 +243,7 @@ constexpr int64_t kCellsInBlock = 96;
 int64_t even_block(int64_t units, int64_t block, int64_t threads) {
   int64_t blocks = (units + block - 1) / block;
   blocks = std::min((blocks + threads - 1) / threads * threads, units);
-  return std::max<int64_t>(1, round_up((units + blocks - 1) / std::max<int64_t>(1, blocks), 6));
-}
-
-// Numbers that Winograd's algorithm multiplies for every tile and pair of channels.
-int64_t winograd_points(const int64_t (&kernel)[2]) {
-  return (kernel[0] == 1 ? 1 : kPointsAxis) * (kernel[1] == 1 ? 1 : kPointsAxis);
-}
-
-int64_t winograd_depth(const int64_t (&kernel)[2], int64_t channels) {
-  return tap_groups(kernel[0]) * tap_groups(kernel[1]) * channels;
+  return std::max<int64_t>(1, round_up((units + blocks - 1) / blocks, 6));
 }
 
 Work<Convolution> winograd_work(const Convolution& conv, const Kernels& found, int64_t tiles,

@@ -214,13 +214,11 @@ Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offs
   check_index("read_offset", read_offset, windows, rank);
   std::optional<Tensor> packed_patch_extent;
   if (patch_extent) {
-    check_index("patch_extent", *patch_extent, windows, rank);
-    packed_patch_extent = pack(*patch_extent, MemoryFormat::Contiguous);
-    const int64_t* const cells = packed_patch_extent->const_data_ptr<int64_t>();
-    for (int64_t i = 0; i < windows * rank; ++i) {
-      STD_TORCH_CHECK(cells[i] >= 0 && cells[i] <= patch.size(2 + i % rank), "patch_extent has ",
-                      cells[i], " cells; expected 0 to ", patch.size(2 + i % rank));
+    std::vector<int64_t> most;
+    for (int64_t axis = 0; axis < rank; ++axis) {
+      most.push_back(patch.size(2 + axis));
     }
+    packed_patch_extent = packed_extent("patch_extent", *patch_extent, windows, most);
   }
   const Fill padding = make_fill(base, fill);
 
