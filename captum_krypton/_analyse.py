@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from torch.utils.flop_counter import flop_registry
 
 from ._graph import BatchInt, Graph, Node, Value, ValueId
-from ._operators import Dims, Kind, PatchRule, Rule, View, batch_rows, rule_for
+from ._operators import (
+    CHANGED,
+    Dims,
+    Kind,
+    Rule,
+    View,
+    batch_rows,
+    read_by_kernels,
+    rule_for,
+    whole,
+)
 from ._regions import Reach
 
 __all__ = ["Analysis", "analyse", "multiply_accumulates"]
@@ -22,7 +32,7 @@ class Analysis:
         occluded: the input that the windows cover.
         kinds: what each value depends on.
         dims: the dimensions of each local value that carry the window axes.
-        rules: for each node by position, its rule; None for global operators.
+        rules: for each node by position, its rule; None for a global operator with a global output.
         kept: the values whose base is needed: those read in blocks, or whole.
     """
 
@@ -44,15 +54,16 @@ class Analysis:
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
             if rule is None:
                 continue
-            local = [v for v in dict.fromkeys(node.operands()) if self.kinds[v] is Kind.LOCAL]
+            changed = [v for v in dict.fromkeys(node.operands()) if self.kinds[v] in CHANGED]
             per_axis: list[Reach | None] = []
             for axis, dim in enumerate(rule.dims):
                 if dim is None:
                     per_axis.append(None)
                     continue
-                operands = {v: r for v in local if (r := found[v][axis]) is not None}
-                for value in local:  # an operand without the axis still counts, as spread along it
-                    operands.setdefault(value, windows[axis])
+                operands: dict[ValueId, Reach] = {}
+                for value in changed:  # one without the axis counts too: it changes all along it
+                    own = found[value][axis] if value in found else None
+                    operands[value] = windows[axis] if own is None else own
                 per_axis.append(rule.reach(axis, operands))
             for value in rule.outputs:
                 found[value] = tuple(per_axis)
@@ -73,8 +84,13 @@ def analyse(graph: Graph, occluded: ValueId, dims: Dims, *, incremental: bool = 
     kinds[occluded] = Kind.LOCAL
     known: dict[ValueId, Dims] = {occluded: dims}
     rules: list[Rule | None] = []
+    wanted = read_by_kernels(graph.nodes)
     for node in graph.nodes:
-        kind, rule = _kind(node, View(graph, kinds, known), incremental)
+        view = View(graph, kinds, known)
+        kind, rule = _kind(node, view, incremental)
+        if kind is Kind.FULL and incremental and wanted.intersection(node.results):
+            rule = whole(node, view, len(dims))
+            kind = Kind.FULL if rule is None else Kind.LOCAL
         rules.append(rule)
         for value in node.outputs:
             if value >= 0:
@@ -111,7 +127,7 @@ def _kept(
         operands = list(dict.fromkeys(node.operands()))
         kept.update(v for v in operands if kinds[v] is Kind.IMAGE)
         local = [v for v in operands if kinds[v] is Kind.LOCAL]
-        if not (isinstance(rule, PatchRule) and len(local) == 1):
+        if rule is None or rule.inherits() is None:
             kept.update(local)
     if kinds[graph.output] is Kind.LOCAL:
         kept.add(graph.output)

@@ -90,7 +90,7 @@ def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
         patch: tuple[int, ...] = ()
         read: tuple[int, ...] = ()
         if rule is not None:
-            kind = "local"
+            kind = "global" if rule.is_global else "local"
             boxes = [group.boxes[value] for group in plan.groups]
             sizes = [tuple(b.size for b in box if b is not None) for box in boxes]
             patch = tuple(max(column) for column in zip(*sizes, strict=True))
@@ -131,7 +131,7 @@ def _totals(plan: Plan) -> str:
     global_rows = {
         node.name
         for node, rule in zip(plan.analysis.graph.nodes, plan.analysis.rules, strict=True)
-        if rule is None
+        if rule is None or rule.is_global
     }
     lines = [
         f"windows {plan.grid.total} ({' x '.join(str(c) for c in plan.grid.counts)}), "

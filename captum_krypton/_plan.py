@@ -102,7 +102,7 @@ class Plan:
     @property
     def incremental(self) -> bool:
         """Whether any operator works on patches."""
-        return any(rule is not None for rule in self.analysis.rules)
+        return any(rule is not None and not rule.is_global for rule in self.analysis.rules)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -342,11 +342,14 @@ def _group(
     rooms: dict[ValueId, float] = {}
     for node, rule, cost in zip(graph.nodes, analysis.rules, costs, strict=True):
         local = [v for v in dict.fromkeys(node.operands()) if v in boxes]
-        if rule is None:
+        if rule is None or rule.is_global:
             if _is_shared(analysis, node):
                 seconds.append(0.0)
                 macs.append(0.0)
                 continue
+            if rule is not None:
+                boxes.update((v, _boxes(analysis, v, reaches, segments)) for v in rule.outputs)
+                algorithms.update(dict.fromkeys(rule.outputs, Algorithm.TORCH))
             projected = sum(math.prod(graph.size(v, 1)) for v in local)
             seconds.append(cost.seconds + projected * rates.element)
             share = room = 1.0
@@ -356,8 +359,9 @@ def _group(
             for value in rule.outputs:
                 alignment = None if ragged else rule.alignment
                 made = _boxes(analysis, value, reaches, segments, alignment, ragged=ragged)
-                if isinstance(rule, PatchRule) and len(local) == 1:
-                    made = _inherited(boxes[local[0]], made)
+                inherited = rule.inherits()
+                if inherited is not None:
+                    made = _inherited(boxes[inherited], made)
                 boxes[value] = made
             value = rule.outputs[0]
             share = room = 1.0
@@ -416,12 +420,12 @@ def _most_elements(
             if value not in boxes or algorithms.get(node.results[0]) not in (None, Algorithm.TORCH):
                 continue  # kernels read in place
             full = math.prod(graph.size(value, 1))
-            if rule is None:
+            if rule is None or rule.is_global:
                 gathered += full
             elif not isinstance(rule, PatchRule) or not same_boxes(
                 boxes[value], boxes[node.results[0]]
             ):
-                gathered += full * rooms.get(value, 1.0)
+                gathered += full * max(rooms.get(value, 1.0), rooms[node.results[0]])
         live.update(made)
         most = max(most, sum(live.values()) + gathered)
         for value in (*node.operands(), *made):
@@ -437,9 +441,7 @@ def _is_ragged(rule: Rule, means: Means) -> bool:
     through operators of torch too, unread.
     """
     dtypes = rule.view.graph.dtypes
-    return (
-        means.kernels and rule.ragged and all(dtypes[v].is_floating_point for v in rule.outputs)
-    )
+    return means.kernels and rule.ragged and all(dtypes[v].is_floating_point for v in rule.outputs)
 
 
 def _inherited(own: Boxes, made: Boxes) -> Boxes:

@@ -206,9 +206,7 @@ def _measure() -> Rates:
     depthwise = (_seconds(deep.run) - kernel) / deep.macs
 
     def pool() -> Tensor:
-        return pool_patches(
-            deep.source, deep.offset, (14, 14), (3, 3), stride=(1, 1), maximum=True
-        )
+        return pool_patches(deep.source, deep.offset, (14, 14), (3, 3), stride=(1, 1), maximum=True)
 
     pooling = (_seconds(pool) - kernel) / (16 * 14 * 14 * 9 * 128)
     found = dict(

@@ -18,6 +18,7 @@ __all__ = [
     "Integers",
     "Reach",
     "align",
+    "everywhere",
     "exact",
     "index_map_reach",
     "same_boxes",
@@ -150,6 +151,11 @@ def union(reaches: list[Reach]) -> Reach:
     empty = stop < 0
     start = np.where(empty, reaches[0].start, start)
     return Reach(start, np.where(empty, start, stop))
+
+
+def everywhere(like: Reach, size: int) -> Reach:
+    """The whole volume, for as many window positions as `like` has."""
+    return Reach(like.start * 0, like.start * 0 + size)
 
 
 def exact(reach: Reach) -> Box:

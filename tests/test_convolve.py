@@ -175,9 +175,7 @@ def cases(draw: Draw) -> Case:
     if draw(st.booleans()):
         residual = patches(draw, noise, windows, images, out_channels, draw(st.booleans()))
         residual = residual._replace(image=source.image)
-    weight = torch.randn(
-        out_channels, channels // groups, *kernel, generator=noise
-    )
+    weight = torch.randn(out_channels, channels // groups, *kernel, generator=noise)
     bounds = draw(
         st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)])
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from .._graph import Node
 from . import _convolution, _pointwise, _reduce, _resample, _shape, _splice, _window
 from ._rule import (
+    CHANGED,
     Algorithm,
     Boxes,
     Dims,
@@ -25,8 +26,10 @@ from ._rule import (
     batch_rows,
     whole_step,
 )
+from ._whole import read_by_kernels, whole
 
 __all__ = [
+    "CHANGED",
     "Algorithm",
     "Boxes",
     "Dims",
@@ -40,7 +43,9 @@ __all__ = [
     "View",
     "along",
     "batch_rows",
+    "read_by_kernels",
     "rule_for",
+    "whole",
     "whole_step",
 ]
 
@@ -103,11 +108,13 @@ _register("_upsample_bicubic2d_aa", _resample.interpolation)
 def rule_for(node: Node, view: View) -> Rule | None:
     """The rule by which `node` passes a local change on, or None: it is a global operator.
 
-    Called only for operators with a local operand and no operand that is changed everywhere.
+    Called only for operators with a local operand. Operands that are changed everywhere are for
+    point operators alone.
     """
-    values = (*node.operands(), *node.results)
-    if any(view.kinds.get(v) is Kind.FULL or 0 in view.shape(v) for v in values):
+    if any(0 in view.shape(v) for v in (*node.operands(), *node.results)):
         return None
+    if any(view.kinds[v] is Kind.FULL for v in node.operands()):
+        return _pointwise.pointwise(node, view)
     builders = _BUILDERS.get(node.name, ())
     if not builders and node.name in _pointwise.ACROSS_DIMS:
         builders = (_pointwise.across_dims, _reduce.reduction)

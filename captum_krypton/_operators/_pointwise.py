@@ -85,6 +85,7 @@ def pointwise(node: Node, view: View) -> Rule | None:
     dims = _broadcast_dims(node, view, rank)
     if dims is None:
         return None
+    node = _larger_first(node, view)
     in_place = _IN_PLACE.get(node.name)
     if in_place is not None:
         first = node.operands()[0]
@@ -94,6 +95,17 @@ def pointwise(node: Node, view: View) -> Rule | None:
     return PatchRule(node, view, dims, aligned=True, in_place=in_place)
 
 
+def _larger_first(node: Node, view: View) -> Node:
+    """The same operator with an operand of the output's shape first, which it may overwrite."""
+    if node.name != "aten.mul" or node.kwargs or len(node.operands()) != 2:
+        return node
+    shape = view.graph.shapes[node.results[0]]
+    first, second = (view.graph.shapes[v] for v in node.operands())
+    if first == shape or second != shape:
+        return node
+    return Node(node.op, node.args[::-1], {}, node.outputs)
+
+
 def _broadcast_dims(node: Node, view: View, rank: int) -> Dims | None:
     """Where the axes are in the output; None where local operands disagree."""
     axes = len(next(iter(view.dims[v] for v in view.locals(node))))
@@ -101,7 +113,8 @@ def _broadcast_dims(node: Node, view: View, rank: int) -> Dims | None:
     for value in dict.fromkeys(node.operands()):
         shape = view.graph.shapes[value]
         lead = rank - len(shape)
-        if view.kinds[value] is Kind.IMAGE and (lead or not batch_rows(view, value)):
+        own_rows = not lead and batch_rows(view, value)
+        if view.kinds[value] in (Kind.IMAGE, Kind.FULL) and not own_rows:
             return None
         if view.kinds[value] is not Kind.LOCAL:
             continue

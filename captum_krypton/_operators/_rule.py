@@ -18,9 +18,10 @@ from torch import Tensor
 from .._graph import BatchInt, Graph, Node, Value, ValueId, resolve
 from .._ops import PackedWeight, Patches
 from .._rates import Rates
-from .._regions import Box, Reach, union
+from .._regions import Box, Reach, everywhere, union
 
 __all__ = [
+    "CHANGED",
     "Algorithm",
     "Boxes",
     "Dims",
@@ -45,6 +46,9 @@ class Kind(Enum):
     IMAGE = "image"  # on inputs that are not occluded: one row an image
     LOCAL = "local"  # on the window, within its reach
     FULL = "full"  # on the window, everywhere
+
+
+CHANGED = (Kind.LOCAL, Kind.FULL)  # what a window changes
 
 
 @dataclass(frozen=True)
@@ -173,10 +177,18 @@ class Rule(ABC):
     dims: Dims
     fresh = True  # whether the output is memory of its own, not a view of an operand
     ragged = False  # whether every window's patch may lie at its own cells, see `regions.exact`
+    is_global = False  # whether it needs the whole volume of every window
 
     @abstractmethod
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
-        """The outputs' changed interval along `axis`, given the operands'."""
+        """The outputs' changed interval along `axis`, given that of every operand that changes.
+
+        An operand without the axis, and one that changes everywhere, has the window's.
+        """
+
+    def inherits(self) -> ValueId | None:
+        """The local operand whose cells the output's are, where it is the only one that changes."""
+        return None
 
     def alignment(self, axis: int) -> tuple[int, int]:
         """(modulus, residue) that the offsets of the output's patches must have."""
@@ -258,12 +270,18 @@ class PatchRule(Rule):
         self.aligned, self.rewrite, self.in_place, self.fresh = aligned, rewrite, in_place, fresh
 
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
-        found = [operands[v] for v in operands if self.view.dims[v][axis] is not None]
-        spread = [v for v in operands if self.view.dims[v][axis] is None]
-        if not found or spread:  # an operand without this axis is repeated all along it
-            like = next(iter(operands.values())).start if not found else found[0].start
-            return Reach(like * 0, like * 0 + self.size(axis))
-        return union(found)
+        if any(self._covers(v, axis) for v in operands):
+            return everywhere(next(iter(operands.values())), self.size(axis))
+        return union(list(operands.values()))
+
+    def _covers(self, value: ValueId, axis: int) -> bool:
+        """Whether an operand that changes does so all along `axis` of the output."""
+        return self.view.kinds[value] is Kind.FULL or self.view.dims[value][axis] is None
+
+    def inherits(self) -> ValueId | None:
+        kinds = self.view.kinds
+        changed = [v for v in dict.fromkeys(self.node.operands()) if kinds[v] in CHANGED]
+        return changed[0] if len(changed) == 1 else None
 
     def step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
@@ -307,6 +325,8 @@ class PatchRule(Rule):
         kind = self.view.kinds[value]
         if kind is Kind.LOCAL:
             return group.read(value, self._of_axes(value, boxes))
+        if kind is Kind.FULL:  # then the patches are whole volumes
+            return group.whole(value)
         shape = self.view.shape(value)
         rank = len(shape)
         if self.aligned:

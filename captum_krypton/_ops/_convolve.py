@@ -98,9 +98,7 @@ def winograd_points(cells: npt.NDArray[np.int64], taps: int) -> npt.NDArray[np.i
     return cells if taps == 1 else cells + 2 * -(-cells // _MOST_OUTPUTS)
 
 
-def allows_winograd(
-    weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> bool:
+def allows_winograd(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
     """Whether Winograd's algorithm computes an ungrouped convolution.
 
     Args:
