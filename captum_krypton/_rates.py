@@ -87,7 +87,7 @@ GUESSED = Rates(
     kernel=3e-5,
 )
 _NARROW = 8  # input channels of a group
-_FORMAT = 1  # of the file
+_FORMAT = 2  # of the file
 _REPEATS = 5
 
 

@@ -134,6 +134,14 @@ constexpr int64_t direct_scratch(int64_t units, int64_t taps, int64_t panel) {
   return 2 * units * (taps + 3) + units * panel;
 }
 
+// Pointers to the cells that units side by side read, and to what is added to them.
+template <typename Call>
+constexpr int64_t run_scratch(const Call& call, int64_t units) {
+  const int64_t columns =
+      (units - 1) * call.stride[1] + (call.kernel[1] - 1) * call.dilation[1] + 1;
+  return 2 * (call.kernel[0] * columns + units);
+}
+
 const Kernels* portable_kernels();
 // Null where the compiler cannot make them.
 const Kernels* avx2_kernels();

@@ -14,6 +14,7 @@ typedef float Vector __attribute__((vector_size(KRYPTON_LANES * sizeof(float))))
 constexpr int64_t kLanes = KRYPTON_LANES;
 constexpr int64_t kPanel = 2 * kLanes;
 constexpr int kRows = KRYPTON_ROWS;  // that fill the registers, two vectors each
+constexpr int kNarrowRows = 8;       // the same, one vector each: as many as have a pointer
 
 template <typename V>
 KRYPTON_INLINE V load(const float* from) {
@@ -42,48 +43,64 @@ KRYPTON_INLINE void clamp(Vector& value, float low, float high) {
   value = value > highs ? highs : value;
 }
 
-// The window's part of a source.
-struct View {
+// One row of the volume as a window sees it. Columns are counted from the block's first.
+struct Row {
   const float* base;
   const float* patch;
   const float* zeros;
-  int64_t channels, height, width;
-  int64_t y, x;                       // of the block's first cell in the volume
-  int64_t patch_y, patch_x;           // of the patch's
-  int64_t patch_height, patch_width;  // of its cells that hold values
-  int64_t pitch;                      // from one row of it to the next
+  int64_t channels;
+  int64_t x, width;              // of the block's first column in the volume, and the volume's
+  int64_t patch_x, patch_width;  // of the patch in the volume; nowhere outside of it
 
-  KRYPTON_INLINE const float* at(int64_t row, int64_t column) const {
-    const int64_t v = y + row;
+  KRYPTON_INLINE const float* at(int64_t column) const {
     const int64_t u = x + column;
-    if (static_cast<uint64_t>(v) >= static_cast<uint64_t>(height) ||
-        static_cast<uint64_t>(u) >= static_cast<uint64_t>(width)) {
-      return zeros;
-    }
-    const int64_t p = v - patch_y;
     const int64_t q = u - patch_x;
-    if (static_cast<uint64_t>(p) < static_cast<uint64_t>(patch_height) &&
-        static_cast<uint64_t>(q) < static_cast<uint64_t>(patch_width)) {
-      return patch + (p * pitch + q) * channels;
+    if (static_cast<uint64_t>(q) < static_cast<uint64_t>(patch_width)) {
+      return patch + q * channels;
     }
-    return base + (v * width + u) * channels;
+    return static_cast<uint64_t>(u) < static_cast<uint64_t>(width) ? base + u * channels : zeros;
+  }
+};
+
+// The window's part of a source.
+struct View {
+  Row first;       // all rows are like it
+  int64_t height;  // of the volume
+  int64_t y;       // of the block's first row in the volume
+  int64_t patch_y, patch_height;
+  int64_t pitch;  // numbers from one row of the patch to the next
+
+  KRYPTON_INLINE Row row(int64_t number) const {
+    Row found = first;
+    const int64_t v = y + number;
+    const int64_t p = v - patch_y;
+    if (static_cast<uint64_t>(v) >= static_cast<uint64_t>(height)) {
+      found.width = found.patch_width = 0;
+    } else if (static_cast<uint64_t>(p) >= static_cast<uint64_t>(patch_height)) {
+      found.patch_width = 0;
+    } else {
+      found.patch += p * pitch;
+    }
+    found.base += found.width ? v * found.width * found.channels : 0;
+    return found;
   }
 };
 
 KRYPTON_INLINE View view(const Source& source, int64_t window) {
-  return {source.base + source.image[window] * source.height * source.width * source.channels,
-          source.patch + window * source.patch_height * source.patch_width * source.channels,
-          source.zeros,
-          source.channels,
+  const int64_t offset = source.patch_offset[2 * window + 1];
+  const int64_t skipped = offset < 0 ? -offset : 0;
+  int64_t columns = least(source.patch_extent[2 * window + 1], source.width - offset) - skipped;
+  columns = columns < 0 ? 0 : columns;
+  return {{source.base + source.image[window] * source.height * source.width * source.channels,
+           source.patch + (window * source.patch_height * source.patch_width + skipped) *
+                              source.channels,
+           source.zeros, source.channels, source.read_offset[2 * window + 1], source.width,
+           offset + skipped, columns},
           source.height,
-          source.width,
           source.read_offset[2 * window],
-          source.read_offset[2 * window + 1],
           source.patch_offset[2 * window],
-          source.patch_offset[2 * window + 1],
           source.patch_extent[2 * window],
-          source.patch_extent[2 * window + 1],
-          source.patch_width};
+          source.patch_width * source.channels};
 }
 
 // What is done to a sum before it is stored.
@@ -107,18 +124,23 @@ struct Finish {
 
 // --- Matrix product: out (rows, panel) = cells (rows, depth) x panel of weights (depth, panel).
 
-// Adds the products of `depth` numbers of every row to its sums.
-template <int Rows>
+// Adds the products of `depth` numbers of every row to its sums, of a panel's first vectors.
+template <int Rows, int Vectors>
 KRYPTON_INLINE void accumulate(const float* const (&rows)[Rows], int64_t depth, const float* weight,
-                               Vector (&sums)[Rows][2]) {
+                               Vector (&sums)[Rows][Vectors]) {
   for (int64_t k = 0; k < depth; ++k) {
-    const Vector first = load<Vector>(weight);
-    const Vector second = load<Vector>(weight + kLanes);
+    Vector weights[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      weights[v] = load<Vector>(weight + v * kLanes);
+    }
     weight += kPanel;
 #pragma GCC unroll 16
     for (int row = 0; row < Rows; ++row) {
-      sums[row][0] += rows[row][k] * first;
-      sums[row][1] += rows[row][k] * second;
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        sums[row][v] += rows[row][k] * weights[v];
+      }
     }
   }
 }
@@ -133,7 +155,7 @@ KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float
   for (int row = 0; row < Rows; ++row) {
     rows[row] = cells + row * depth;
   }
-  accumulate<Rows>(rows, depth, weight, sums);
+  accumulate<Rows, 2>(rows, depth, weight, sums);
 #pragma GCC unroll 16
   for (int row = 0; row < Rows; ++row) {
     store(out + row * out_stride, sums[row][0]);
@@ -143,12 +165,12 @@ KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float
 
 // A row is `depth` channels from `offset` of each of `taps` cells, wherever they lie, and has a
 // place of its own in the output. `first_row` and `channel` are those of the panel's first number,
-// for `finish`; without it sums are stored as they are.
-template <int Rows, bool Finished>
+// for `finish`; without it sums are stored as they are. Of the panel its first vectors count.
+template <int Rows, int Vectors, bool Finished>
 KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int64_t depth,
                                    int64_t offset, const float* weight, float* const* out,
                                    const Finish& finish, int64_t first_row, int64_t channel) {
-  Vector sums[Rows][2] = {};
+  Vector sums[Rows][Vectors] = {};
   if (Finished) {  // what `finish` touches lies far apart; it comes while the sums are made
 #pragma GCC unroll 16
     for (int row = 0; row < Rows; ++row) {
@@ -164,19 +186,17 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
     for (int row = 0; row < Rows; ++row) {
       rows[row] = cells[row * taps + tap] + offset;
     }
-    accumulate<Rows>(rows, depth, weight, sums);
+    accumulate<Rows, Vectors>(rows, depth, weight, sums);
     weight += depth * kPanel;
   }
 #pragma GCC unroll 16
   for (int row = 0; row < Rows; ++row) {
-    Vector first = sums[row][0], second = sums[row][1];
-    if (Finished) {
-      first = finish.apply(first, first_row + row, channel);
-      second = finish.apply(second, first_row + row, channel + kLanes);
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      const int64_t at = channel + v * kLanes;
+      store(out[row] + (Finished ? at : v * kLanes),
+            Finished ? finish.apply(sums[row][v], first_row + row, at) : sums[row][v]);
     }
-    float* const to = out[row] + (Finished ? channel : 0);
-    store(to, first);
-    store(to + kLanes, second);
   }
 }
 
@@ -213,7 +233,7 @@ struct MultiplyRows {
   }
 };
 
-template <bool Finished>
+template <int Vectors, bool Finished>
 struct MultiplyCells {
   const float* const* cells;
   int64_t taps, depth, offset;
@@ -224,8 +244,8 @@ struct MultiplyCells {
 
   template <int Rows>
   KRYPTON_INLINE void run(int64_t row) const {
-    multiply_cells<Rows, Finished>(cells + row * taps, taps, depth, offset, weight, out + row,
-                                   finish, row, channel);
+    multiply_cells<Rows, Vectors, Finished>(cells + row * taps, taps, depth, offset, weight,
+                                            out + row, finish, row, channel);
   }
 };
 
@@ -505,10 +525,10 @@ class Winograd {
     const int64_t read_rows = tile.height + conv_.kernel[0] - 1;
     const int64_t read_columns = tile.width + conv_.kernel[1] - 1;
     for (int64_t i = 0; i < rows; ++i) {
+      const Row row = view_of.row(tile.row + i);
       for (int64_t j = 0; j < columns; ++j) {
-        cells[i * kMostCells + j] = i < read_rows && j < read_columns
-                                        ? view_of.at(tile.row + i, tile.column + j)
-                                        : view_of.zeros;
+        const bool read = i < read_rows && j < read_columns;
+        cells[i * kMostCells + j] = read ? row.at(tile.column + j) : row.zeros;
       }
     }
     float* to[kSide * kSide];
@@ -549,8 +569,9 @@ class Winograd {
     if (conv_.residual) {
       const View cells = view(*conv_.residual, tile.window);
       for (int i = 0; i < tile.height; ++i) {
+        const Row row = cells.row(tile.row + i);
         for (int j = 0; j < tile.width; ++j) {
-          residual[i * kMostOutputs + j] = cells.at(tile.row + i, tile.column + j);
+          residual[i * kMostOutputs + j] = row.at(tile.column + j);
         }
       }
     }
@@ -581,44 +602,44 @@ void winograd(const Convolution& conv, int64_t begin, int64_t end, float* scratc
   Winograd(conv, begin, end, scratch).run();
 }
 
-// --- Output cells, and the taps that they read.
+// --- Output cells, and the cells that they read.
 
-// Output cells one after another, windows first.
-class Cell {
+// Output cells side by side, in one row of one window: `count` of them from `column`. The units of
+// a call in runs: `for (Runs run(out, begin, end); run.count; run.next())`.
+class Runs {
  public:
-  int64_t window, row, column;
+  int64_t window, row, column, count;
+  int64_t unit = 0;  // number of the first cell, from `begin`
 
-  KRYPTON_INLINE Cell(const Output& out, int64_t number) : out_(out) {
-    int64_t first = 0, last = out.windows;  // of those that may hold the cell
+  KRYPTON_INLINE Runs(const Output& out, int64_t begin, int64_t end)
+      : out_(out), left_(end - begin) {
+    int64_t first = 0, last = out.windows;  // of those that may hold the first cell
     while (last - first > 1) {
       const int64_t middle = (first + last) / 2;
-      if (out.before[middle] <= number) {
+      if (out.before[middle] <= begin) {
         first = middle;
       } else {
         last = middle;
       }
     }
     window = first;
-    enter();
-    row = (number - out.before[window]) / width_;
-    column = (number - out.before[window]) % width_;
+    const int64_t width = out.extent[2 * window + 1];
+    row = (begin - out.before[window]) / width;
+    column = (begin - out.before[window]) % width;
+    count = least(left_, width - column);
   }
 
   KRYPTON_INLINE void next() {
-    if (++column < width_) {
-      return;
-    }
+    unit += count;
+    left_ -= count;
     column = 0;
-    if (++row < height_) {
-      return;
+    if (++row == out_.extent[2 * window]) {
+      row = 0;
+      do {
+        ++window;
+      } while (left_ && out_.before[window] == out_.before[window + 1]);
     }
-    row = 0;
-    do {
-      ++window;
-    } while (window < out_.windows && out_.before[window] == out_.before[window + 1]);
-    if (window < out_.windows) {
-      enter();
-    }
+    count = left_ ? least(left_, out_.extent[2 * window + 1]) : 0;
   }
 
   KRYPTON_INLINE float* data() const {
@@ -626,30 +647,42 @@ class Cell {
   }
 
  private:
-  KRYPTON_INLINE void enter() {
-    height_ = out_.extent[2 * window];
-    width_ = out_.extent[2 * window + 1];
-  }
-
   const Output& out_;
-  int64_t height_, width_;
+  int64_t left_;
 };
 
+// The distinct cells that a run reads: for each row of taps, those of all columns from the first to
+// the last. Tap (i, j) of output t is `rows[i * pitch + t * stride[1] + j * dilation[1]]`.
 template <typename Call>
-KRYPTON_INLINE void taps(const Call& call, const View& cells, const Cell& at, const float** out) {
+KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const float** rows) {
+  const int64_t pitch =
+      (run.count - 1) * call.stride[1] + (call.kernel[1] - 1) * call.dilation[1] + 1;
+  const View cells = view(call.source, run.window);
   for (int64_t i = 0; i < call.kernel[0]; ++i) {
-    for (int64_t j = 0; j < call.kernel[1]; ++j) {
-      *out++ = cells.at(at.row * call.stride[0] + i * call.dilation[0],
-                        at.column * call.stride[1] + j * call.dilation[1]);
+    const Row row = cells.row(run.row * call.stride[0] + i * call.dilation[0]);
+    for (int64_t k = 0; k < pitch; ++k) {
+      *rows++ = row.at(run.column * call.stride[1] + k);
     }
   }
-}
-
-KRYPTON_INLINE const float* residual_cell(const Convolution& conv, const Cell& at) {
-  return conv.residual ? view(*conv.residual, at.window).at(at.row, at.column) : nullptr;
+  return pitch;
 }
 
 // --- Direct convolution: every output cell is a row of the product, its taps one after another.
+
+// `count` channels from `channel`, fewer than a panel's.
+KRYPTON_INLINE void finish_cells(const float* const* sums, int64_t units, int64_t count,
+                                 const Finish& finish, int64_t channel, float* const* out) {
+  for (int64_t unit = 0; unit < units; ++unit) {
+    int64_t c = 0;
+    for (; c + kLanes <= count; c += kLanes) {
+      store(out[unit] + channel + c,
+            finish.apply(load<Vector>(sums[unit] + c), unit, channel + c));
+    }
+    for (; c < count; ++c) {
+      out[unit][channel + c] = finish.apply(sums[unit][c], unit, channel + c);
+    }
+  }
+}
 
 void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
   const int64_t count = conv.kernel[0] * conv.kernel[1];
@@ -661,12 +694,30 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
   float** const out = reinterpret_cast<float**>(scratch) + units * (count + 1);
   float** const last = out + units;  // a panel that is not full goes through memory of our own
   float* const sums = scratch + 2 * units * (count + 3);
-  Cell at(conv.out, begin);
-  for (int64_t unit = 0; unit < units; ++unit, at.next()) {
-    taps(conv, view(conv.source, at.window), at, cells + unit * count);
-    residual[unit] = residual_cell(conv, at);
-    out[unit] = at.data();
-    last[unit] = sums + unit * kPanel;
+  for (Runs run(conv.out, begin, end); run.count; run.next()) {
+    const View read = view(conv.source, run.window);
+    const float** const first = cells + run.unit * count;
+    for (int64_t i = 0; i < conv.kernel[0]; ++i) {
+      const Row row = read.row(run.row * conv.stride[0] + i * conv.dilation[0]);
+      for (int64_t j = 0; j < conv.kernel[1]; ++j) {
+        const float** const tap = first + i * conv.kernel[1] + j;
+        const int64_t column = run.column * conv.stride[1] + j * conv.dilation[1];
+        for (int64_t t = 0; t < run.count; ++t) {
+          tap[t * count] = row.at(column + t * conv.stride[1]);
+        }
+      }
+    }
+    if (conv.residual) {
+      const Row row = view(*conv.residual, run.window).row(run.row);
+      for (int64_t t = 0; t < run.count; ++t) {
+        residual[run.unit + t] = row.at(run.column + t);
+      }
+    }
+    float* const to = run.data();
+    for (int64_t t = 0; t < run.count; ++t) {
+      out[run.unit + t] = to + t * conv.out.channels;
+      last[run.unit + t] = sums + (run.unit + t) * kPanel;
+    }
   }
   const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high};
   const float* weight = conv.weight;
@@ -674,58 +725,99 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
     const int64_t offset = group * depth;
     const int64_t first = group * out_each;
     for (int64_t k = 0; k < out_each; k += kPanel) {
-      if (k + kPanel <= out_each) {
-        for_rows<kRows>(
-            0, units,
-            MultiplyCells<true>{cells, count, depth, offset, weight, out, finish, first + k});
-      } else {
+      const int64_t left = out_each - k;
+      const int64_t channel = first + k;
+      if (left >= kPanel) {
         for_rows<kRows>(0, units,
-                        MultiplyCells<false>{cells, count, depth, offset, weight, last, finish, 0});
-        for (int64_t unit = 0; unit < units; ++unit) {
-          for (int64_t c = k; c < out_each; ++c) {
-            out[unit][first + c] = finish.apply(last[unit][c - k], unit, first + c);
-          }
-        }
+                        MultiplyCells<2, true>{cells, count, depth, offset, weight, out, finish,
+                                               channel});
+      } else if (left == kLanes) {
+        for_rows<kNarrowRows>(0, units,
+                              MultiplyCells<1, true>{cells, count, depth, offset, weight, out,
+                                                     finish, channel});
+      } else if (left > kLanes) {
+        for_rows<kRows>(0, units,
+                        MultiplyCells<2, false>{cells, count, depth, offset, weight, last, finish,
+                                                0});
+        finish_cells(last, units, left, finish, channel, out);
+      } else {
+        for_rows<kNarrowRows>(0, units,
+                              MultiplyCells<1, false>{cells, count, depth, offset, weight, last,
+                                                      finish, 0});
+        finish_cells(last, units, left, finish, channel, out);
       }
       weight += count * depth * kPanel;
     }
   }
 }
 
-// --- Depthwise convolution: channels lie in the lanes.
+// --- Depthwise convolution and pooling: channels lie in the lanes.
 
-template <typename V>
-KRYPTON_INLINE void depthwise_channels(const Convolution& conv, const float* const* cells,
-                                       int64_t count, int64_t c, const Finish& finish, float* out) {
-  V sum{};
-  const float* weight = conv.weight + c;
-  for (int64_t tap = 0; tap < count; ++tap) {
-    sum += load<V>(cells[tap] + c) * load<V>(weight);
-    weight += conv.out.channels;
+// What a run reads and writes. `Taps`, `Stride`: taps along a row and their stride, known to the
+// compiler where they are not 0; then the dilation is 1.
+struct Columns {
+  const float* const* cells;  // see `read_columns`
+  int64_t pitch, rows, taps, stride, dilation;
+  float* out;
+  int64_t channels;
+};
+
+// Numbers of `Outputs` outputs of a run, one vector of channels: rows of taps are read once for all
+// of them. `work.tap(t, i, j, number)` takes every number that output t reads.
+template <typename V, int Outputs, int Taps, int Stride, typename Work>
+KRYPTON_INLINE void read_taps(const Columns& run, int64_t first, int64_t channel, Work& work) {
+  const int64_t taps = Taps ? Taps : run.taps;
+  const int64_t stride = Stride ? Stride : run.stride;
+  for (int64_t i = 0; i < run.rows; ++i) {
+    const float* const* const cells = run.cells + i * run.pitch + first * stride;
+    if constexpr (Taps != 0) {
+      constexpr int kRead = (Outputs - 1) * Stride + Taps;
+      V numbers[kRead];
+#pragma GCC unroll 16
+      for (int k = 0; k < kRead; ++k) {
+        numbers[k] = load<V>(cells[k] + channel);
+      }
+#pragma GCC unroll 16
+      for (int j = 0; j < Taps; ++j) {
+        const auto tap = work.tap(i * Taps + j);
+#pragma GCC unroll 16
+        for (int t = 0; t < Outputs; ++t) {
+          work.take(t, tap, numbers[t * Stride + j]);
+        }
+      }
+    } else {
+      for (int64_t j = 0; j < taps; ++j) {
+        const auto tap = work.tap(i * taps + j);
+#pragma GCC unroll 16
+        for (int t = 0; t < Outputs; ++t) {
+          work.take(t, tap, load<V>(cells[t * stride + j * run.dilation] + channel));
+        }
+      }
+    }
   }
-  store(out + c, finish.apply(sum, 0, c));
 }
 
-void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  const int64_t count = conv.kernel[0] * conv.kernel[1];
-  const float** const cells = reinterpret_cast<const float**>(scratch);
-  Cell at(conv.out, begin);
-  for (int64_t number = begin; number < end; ++number, at.next()) {
-    taps(conv, view(conv.source, at.window), at, cells);
-    const float* const residual = residual_cell(conv, at);
-    const Finish finish{conv.bias, residual ? &residual : nullptr, conv.low, conv.high};
-    float* const out = at.data();
-    int64_t c = 0;
-    for (; c + kLanes <= conv.out.channels; c += kLanes) {
-      depthwise_channels<Vector>(conv, cells, count, c, finish, out);
-    }
-    for (; c < conv.out.channels; ++c) {
-      depthwise_channels<float>(conv, cells, count, c, finish, out);
-    }
-  }
-}
+// The kinds of work: sums of products, largest numbers, sums.
+struct Depthwise {
+  const float* weight;
+  Finish finish;
+  int64_t channels;
 
-// --- Pooling.
+  template <typename V, int Outputs>
+  struct Block {
+    const Depthwise& all;
+    int64_t channel;
+    V sums[Outputs] = {};
+
+    KRYPTON_INLINE V tap(int64_t number) const {
+      return load<V>(all.weight + number * all.channels + channel);
+    }
+    KRYPTON_INLINE void take(int t, V weight, V number) { sums[t] += number * weight; }
+    KRYPTON_INLINE V result(int t, int64_t output) const {
+      return all.finish.apply(sums[t], output, channel);
+    }
+  };
+};
 
 KRYPTON_INLINE void take_larger(float& most, float value) {
   most = value > most || value != value ? value : most;
@@ -737,45 +829,131 @@ KRYPTON_INLINE void take_larger(Vector& most, Vector value) {
   most = value == value ? most : value;
 }
 
-template <typename V, bool Maximum>
-KRYPTON_INLINE void pool_channels(const float* const* cells, int64_t count, float scale, int64_t c,
-                                  float* out) {
-  V value = load<V>(cells[0] + c);
-  for (int64_t tap = 1; tap < count; ++tap) {
-    if (Maximum) {
-      take_larger(value, load<V>(cells[tap] + c));
-    } else {
-      value += load<V>(cells[tap] + c);
+struct Maximum {
+  float lowest;
+
+  template <typename V, int Outputs>
+  struct Block {
+    V most[Outputs];
+
+    KRYPTON_INLINE Block(const Maximum& all, int64_t) {
+      for (V& value : most) {
+        value = V{} + all.lowest;
+      }
     }
+    KRYPTON_INLINE int tap(int64_t) const { return 0; }
+    KRYPTON_INLINE void take(int t, int, V number) { take_larger(most[t], number); }
+    KRYPTON_INLINE V result(int t, int64_t) const { return most[t]; }
+  };
+};
+
+struct Average {
+  float scale;
+
+  template <typename V, int Outputs>
+  struct Block {
+    const Average& all;
+    int64_t channel;
+    V sums[Outputs] = {};
+
+    KRYPTON_INLINE int tap(int64_t) const { return 0; }
+    KRYPTON_INLINE void take(int t, int, V number) { sums[t] += number; }
+    KRYPTON_INLINE V result(int t, int64_t) const { return sums[t] * all.scale; }
+  };
+};
+
+template <typename V, int Outputs, int Taps, int Stride, typename Kind>
+KRYPTON_INLINE void run_channels(const Columns& run, const Kind& kind, int64_t first,
+                                 int64_t channel) {
+  typename Kind::template Block<V, Outputs> block{kind, channel};
+  read_taps<V, Outputs, Taps, Stride>(run, first, channel, block);
+#pragma GCC unroll 16
+  for (int t = 0; t < Outputs; ++t) {
+    store(run.out + (first + t) * run.channels + channel, block.result(t, first + t));
   }
-  store(out + c, Maximum ? value : value * scale);
 }
 
-template <bool Maximum>
-KRYPTON_INLINE void pool(const Pooling& call, int64_t begin, int64_t end, float* scratch) {
-  const int64_t count = call.kernel[0] * call.kernel[1];
-  const int64_t channels = call.source.channels;
+template <int Taps, int Stride, typename Kind>
+struct RunOutputs {
+  const Columns& columns;
+  const Kind& kind;
+
+  template <int Outputs>
+  KRYPTON_INLINE void run(int64_t first) const {
+    const int64_t channels = columns.channels;
+    if (channels < kLanes) {
+      for (int64_t c = 0; c < channels; ++c) {
+        run_channels<float, Outputs, Taps, Stride>(columns, kind, first, c);
+      }
+      return;
+    }
+    for (int64_t c = 0; c < channels; c += kLanes) {  // the last ones twice
+      run_channels<Vector, Outputs, Taps, Stride>(columns, kind, first, least(c, channels - kLanes));
+    }
+  }
+};
+
+template <int Taps, int Stride, typename Kind>
+void run_outputs(const Columns& run, int64_t count, const Kind& kind) {
+  constexpr int kSideBySide = Taps == 3 && Stride == 2 ? 2 : 4;  // outputs that share what they read
+  for_rows<kSideBySide>(0, count, RunOutputs<Taps, Stride, Kind>{run, kind});
+}
+
+template <typename Kind>
+KRYPTON_INLINE void run_columns(const Columns& run, int64_t count, const Kind& kind) {
+  const int64_t shape = run.dilation == 1 ? 10 * run.taps + run.stride : 0;
+  switch (shape) {
+    case 31:
+      return run_outputs<3, 1>(run, count, kind);
+    case 32:
+      return run_outputs<3, 2>(run, count, kind);
+    case 51:
+      return run_outputs<5, 1>(run, count, kind);
+    case 52:
+      return run_outputs<5, 2>(run, count, kind);
+    default:
+      return run_outputs<0, 0>(run, count, kind);
+  }
+}
+
+template <typename Call>
+KRYPTON_INLINE Columns columns(const Call& call, const Runs& run, const float** cells) {
+  const int64_t pitch = read_columns(call, run, cells);
+  return {cells,          pitch,           call.kernel[0], call.kernel[1],
+          call.stride[1], call.dilation[1], run.data(),     call.out.channels};
+}
+
+void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
+  const float** const residual = reinterpret_cast<const float**>(scratch);
+  const float** const cells = residual + (end - begin);
+  for (Runs run(conv.out, begin, end); run.count; run.next()) {
+    if (conv.residual) {
+      const Row row = view(*conv.residual, run.window).row(run.row);
+      for (int64_t t = 0; t < run.count; ++t) {
+        residual[t] = row.at(run.column + t);
+      }
+    }
+    const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high};
+    run_columns(columns(conv, run, cells), run.count,
+                Depthwise{conv.weight, finish, conv.out.channels});
+  }
+}
+
+template <typename Kind>
+KRYPTON_INLINE void pool(const Pooling& call, int64_t begin, int64_t end, float* scratch,
+                         const Kind& kind) {
   const float** const cells = reinterpret_cast<const float**>(scratch);
-  Cell at(call.out, begin);
-  for (int64_t number = begin; number < end; ++number, at.next()) {
-    taps(call, view(call.source, at.window), at, cells);
-    float* const out = at.data();
-    int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) {
-      pool_channels<Vector, Maximum>(cells, count, call.scale, c, out);
-    }
-    for (; c < channels; ++c) {
-      pool_channels<float, Maximum>(cells, count, call.scale, c, out);
-    }
+  for (Runs run(call.out, begin, end); run.count; run.next()) {
+    run_columns(columns(call, run, cells), run.count, kind);
   }
 }
 
 void maximum(const Pooling& call, int64_t begin, int64_t end, float* scratch) {
-  pool<true>(call, begin, end, scratch);
+  pool(call, begin, end, scratch, Maximum{-__builtin_inff()});
 }
 
 void average(const Pooling& call, int64_t begin, int64_t end, float* scratch) {
-  pool<false>(call, begin, end, scratch);
+  pool(call, begin, end, scratch, Average{call.scale});
 }
 
 constexpr Kernels kKernels{KRYPTON_NAME, kPanel,     kLanes,   &winograd,

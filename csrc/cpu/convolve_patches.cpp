@@ -260,8 +260,9 @@ Work<Call> cell_work(const Call& call, void (*kernel)(const Call&, int64_t, int6
                      const Kernels& found, int64_t threads) {
   const int64_t units = call.out.before[call.out.windows];
   const int64_t block = even_block(units, kCellsInBlock, threads);
+  const int64_t taps = call.kernel[0] * call.kernel[1];
   return {kernel, units, block,
-          direct_scratch(block, call.kernel[0] * call.kernel[1], found.panel)};
+          std::max(direct_scratch(block, taps, found.panel), run_scratch(call, block))};
 }
 
 template <typename Call>
