@@ -29,7 +29,7 @@ from ._windows import WindowGrid
 __all__ = ["Compiled", "CompileCache", "signature"]
 
 # Larger batches leave the caches and wait for memory: on whole volumes they are slower.
-_BATCH_BYTES = {"cpu": 1 << 27}
+_BATCH_BYTES = {"cpu": 1 << 26}
 _KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
 
 
