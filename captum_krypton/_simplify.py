@@ -100,9 +100,11 @@ def _restore_linear(graph: Graph) -> None:
 
 
 def _fold_batch_norms(graph: Graph) -> None:
+    """Lets the convolution before a batch norm make what the norm did."""
     producers, users = graph.producers(), graph.users()
-    for node in list(graph.nodes):
-        if node.name not in _BATCH_NORMS:
+    folded_norms: set[int] = set()
+    for node in graph.nodes:
+        if node.name not in _BATCH_NORMS or any(users.get(v) for v in node.outputs[1:]):
             continue
         named = node.bound()
         source = node.operands()[0]
@@ -128,8 +130,10 @@ def _fold_batch_norms(graph: Graph) -> None:
         graph.constants[new_bias] = (base * scale + offset).to(weight.dtype)
         args = list(conv.args)
         args[1], args[2] = Value(new_weight), Value(new_bias)
-        conv.args = tuple(args)
-        _replace(graph, node.outputs[0], source)
+        conv.args, conv.outputs = tuple(args), node.outputs[:1]
+        producers[node.outputs[0]] = conv
+        folded_norms.add(id(node))
+    graph.nodes[:] = [node for node in graph.nodes if id(node) not in folded_norms]
 
 
 def _pack_attention(graph: Graph) -> None:

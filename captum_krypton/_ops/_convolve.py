@@ -139,15 +139,21 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
         return PackedWeight(weight, torch.cat(parts), winograd)
     transform = _weight_transform(weight.shape[2:]) if winograd else None
     count = math.prod(weight.shape[2:]) if transform is None else transform.shape[1]
-    depth = weight.shape[1] * (1 if transform is None else transform.shape[0])
+    channels = weight.shape[1]
+    depth = channels * (1 if transform is None else transform.shape[0])
     panels = -(-len(weight) // panel)
     packed = weight.new_zeros(count, panels, depth, panel)
-    for number in range(panels):  # one at a time: float64 takes twice the memory
+    for number in range(panels):  # one at a time: they stay in the caches
         rows = weight[number * panel : (number + 1) * panel].flatten(2)
-        if transform is not None:  # to (rows, groups of taps and channels, points)
-            points = torch.einsum("kct,gpt->kgcp", rows.double(), transform)
-            rows = points.flatten(1, 2).to(weight.dtype)
-        packed[:, number, :, : len(rows)] = rows.permute(2, 1, 0)
+        taps = rows.permute(2, 1, 0).contiguous()  # (taps, channels, rows)
+        if transform is None:
+            packed[:, number, :, : len(rows)] = taps
+            continue
+        taps = taps.flatten(1).double()
+        for group, matrix in enumerate(transform):
+            points = (matrix @ taps).unflatten(1, (channels, len(rows)))
+            of_group = slice(group * channels, (group + 1) * channels)
+            packed[:, number, of_group, : len(rows)] = points
     if transform is None:  # panel by panel, each with its taps
         packed = packed.transpose(0, 1).contiguous()
     return PackedWeight(weight, packed, winograd)
