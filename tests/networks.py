@@ -28,7 +28,10 @@ class Join(nn.Module):
         self.left, self.right, self.code = left, right, code
 
     def forward(self, x: Tensor) -> Tensor:
-        scope: dict[str, Any] = {"torch": torch, "a": self.left(x), "b": self.right(x)}
+        a, b = self.left(x), self.right(x)
+        if a is not b and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
+            b = b.clone()  # what a += b means depends on ATen's order where b overlaps a
+        scope: dict[str, Any] = {"torch": torch, "a": a, "b": b}
         exec(self.code, scope)
         result: Tensor = scope["x"]
         return result
