@@ -92,8 +92,8 @@ KRYPTON_INLINE View view(const Source& source, int64_t window) {
   int64_t columns = least(source.patch_extent[2 * window + 1], source.width - offset) - skipped;
   columns = columns < 0 ? 0 : columns;
   return {{source.base + source.image[window] * source.height * source.width * source.channels,
-           source.patch + (window * source.patch_height * source.patch_width + skipped) *
-                              source.channels,
+           source.patch +
+               (window * source.patch_height * source.patch_width + skipped) * source.channels,
            source.zeros, source.channels, source.read_offset[2 * window + 1], source.width,
            offset + skipped, columns},
           source.height,
@@ -675,8 +675,7 @@ KRYPTON_INLINE void finish_cells(const float* const* sums, int64_t units, int64_
   for (int64_t unit = 0; unit < units; ++unit) {
     int64_t c = 0;
     for (; c + kLanes <= count; c += kLanes) {
-      store(out[unit] + channel + c,
-            finish.apply(load<Vector>(sums[unit] + c), unit, channel + c));
+      store(out[unit] + channel + c, finish.apply(load<Vector>(sums[unit] + c), unit, channel + c));
     }
     for (; c < count; ++c) {
       out[unit][channel + c] = finish.apply(sums[unit][c], unit, channel + c);
@@ -728,22 +727,22 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
       const int64_t left = out_each - k;
       const int64_t channel = first + k;
       if (left >= kPanel) {
-        for_rows<kRows>(0, units,
-                        MultiplyCells<2, true>{cells, count, depth, offset, weight, out, finish,
-                                               channel});
+        for_rows<kRows>(
+            0, units,
+            MultiplyCells<2, true>{cells, count, depth, offset, weight, out, finish, channel});
       } else if (left == kLanes) {
-        for_rows<kNarrowRows>(0, units,
-                              MultiplyCells<1, true>{cells, count, depth, offset, weight, out,
-                                                     finish, channel});
+        for_rows<kNarrowRows>(
+            0, units,
+            MultiplyCells<1, true>{cells, count, depth, offset, weight, out, finish, channel});
       } else if (left > kLanes) {
-        for_rows<kRows>(0, units,
-                        MultiplyCells<2, false>{cells, count, depth, offset, weight, last, finish,
-                                                0});
+        for_rows<kRows>(
+            0, units,
+            MultiplyCells<2, false>{cells, count, depth, offset, weight, last, finish, 0});
         finish_cells(last, units, left, finish, channel, out);
       } else {
-        for_rows<kNarrowRows>(0, units,
-                              MultiplyCells<1, false>{cells, count, depth, offset, weight, last,
-                                                      finish, 0});
+        for_rows<kNarrowRows>(
+            0, units,
+            MultiplyCells<1, false>{cells, count, depth, offset, weight, last, finish, 0});
         finish_cells(last, units, left, finish, channel, out);
       }
       weight += count * depth * kPanel;
@@ -888,14 +887,16 @@ struct RunOutputs {
       return;
     }
     for (int64_t c = 0; c < channels; c += kLanes) {  // the last ones twice
-      run_channels<Vector, Outputs, Taps, Stride>(columns, kind, first, least(c, channels - kLanes));
+      run_channels<Vector, Outputs, Taps, Stride>(columns, kind, first,
+                                                  least(c, channels - kLanes));
     }
   }
 };
 
 template <int Taps, int Stride, typename Kind>
 void run_outputs(const Columns& run, int64_t count, const Kind& kind) {
-  constexpr int kSideBySide = Taps == 3 && Stride == 2 ? 2 : 4;  // outputs that share what they read
+  constexpr int kSideBySide =
+      Taps == 3 && Stride == 2 ? 2 : 4;  // outputs that share what they read
   for_rows<kSideBySide>(0, count, RunOutputs<Taps, Stride, Kind>{run, kind});
 }
 
@@ -919,8 +920,10 @@ KRYPTON_INLINE void run_columns(const Columns& run, int64_t count, const Kind& k
 template <typename Call>
 KRYPTON_INLINE Columns columns(const Call& call, const Runs& run, const float** cells) {
   const int64_t pitch = read_columns(call, run, cells);
-  return {cells,          pitch,           call.kernel[0], call.kernel[1],
-          call.stride[1], call.dilation[1], run.data(),     call.out.channels};
+  return {cells,          pitch,
+          call.kernel[0], call.kernel[1],
+          call.stride[1], call.dilation[1],
+          run.data(),     call.out.channels};
 }
 
 void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
