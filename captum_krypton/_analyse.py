@@ -8,7 +8,6 @@ from torch.utils.flop_counter import flop_registry
 
 from ._graph import BatchInt, Graph, Node, Value, ValueId
 from ._operators import (
-    CHANGED,
     Dims,
     Kind,
     Rule,
@@ -54,14 +53,15 @@ class Analysis:
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
             if rule is None:
                 continue
-            changed = [v for v in dict.fromkeys(node.operands()) if self.kinds[v] in CHANGED]
             per_axis: list[Reach | None] = []
             for axis, dim in enumerate(rule.dims):
                 if dim is None:
                     per_axis.append(None)
                     continue
                 operands: dict[ValueId, Reach] = {}
-                for value in changed:  # one without the axis counts too: it changes all along it
+                for value in rule.view.changed(
+                    node
+                ):  # one without the axis counts too: it changes all along it
                     own = found[value][axis] if value in found else None
                     operands[value] = windows[axis] if own is None else own
                 per_axis.append(rule.reach(axis, operands))
@@ -84,11 +84,11 @@ def analyse(graph: Graph, occluded: ValueId, dims: Dims, *, incremental: bool = 
     kinds[occluded] = Kind.LOCAL
     known: dict[ValueId, Dims] = {occluded: dims}
     rules: list[Rule | None] = []
-    wanted = read_by_kernels(graph.nodes)
+    wanted = read_by_kernels(graph.nodes) if incremental else frozenset()
     for node in graph.nodes:
         view = View(graph, kinds, known)
         kind, rule = _kind(node, view, incremental)
-        if kind is Kind.FULL and incremental and wanted.intersection(node.results):
+        if kind is Kind.FULL and wanted.intersection(node.results):
             rule = whole(node, view, len(dims))
             kind = Kind.FULL if rule is None else Kind.LOCAL
         rules.append(rule)

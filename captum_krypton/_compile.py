@@ -28,7 +28,7 @@ from ._windows import WindowGrid
 
 __all__ = ["Compiled", "CompileCache", "signature"]
 
-# Larger batches leave the caches and wait for memory: on whole volumes they are slower.
+# Larger batches leave the caches and wait for memory; see docs/design.md.
 _BATCH_BYTES = {"cpu": 1 << 26}
 _KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
 

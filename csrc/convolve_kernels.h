@@ -667,6 +667,16 @@ KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const flo
   return pitch;
 }
 
+// What is added to a run's cells, where anything is.
+KRYPTON_INLINE void read_residual(const Convolution& conv, const Runs& run, const float** cells) {
+  if (conv.residual) {
+    const Row row = view(*conv.residual, run.window).row(run.row);
+    for (int64_t t = 0; t < run.count; ++t) {
+      cells[t] = row.at(run.column + t);
+    }
+  }
+}
+
 // --- Direct convolution: every output cell is a row of the product, its taps one after another.
 
 // `count` channels from `channel`, fewer than a panel's.
@@ -682,6 +692,30 @@ KRYPTON_INLINE void finish_cells(const float* const* sums, int64_t units, int64_
     }
   }
 }
+
+// Weights of a panel of output channels, from `channel`, of which `left` are left at most.
+struct Panel {
+  const float* const* cells;
+  int64_t taps, depth, offset;
+  const float* weight;
+  int64_t channel, left;
+
+  // The panel's first vectors. Sums that do not fill them all go through `sums` to the output.
+  template <int Rows, int Vectors>
+  KRYPTON_INLINE void run(int64_t units, float* const* sums, const Finish& finish,
+                          float* const* out) const {
+    if (left >= Vectors * kLanes) {
+      for_rows<Rows>(
+          0, units,
+          MultiplyCells<Vectors, true>{cells, taps, depth, offset, weight, out, finish, channel});
+      return;
+    }
+    for_rows<Rows>(
+        0, units,
+        MultiplyCells<Vectors, false>{cells, taps, depth, offset, weight, sums, finish, 0});
+    finish_cells(sums, units, left, finish, channel, out);
+  }
+};
 
 void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
   const int64_t count = conv.kernel[0] * conv.kernel[1];
@@ -706,12 +740,7 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
         }
       }
     }
-    if (conv.residual) {
-      const Row row = view(*conv.residual, run.window).row(run.row);
-      for (int64_t t = 0; t < run.count; ++t) {
-        residual[run.unit + t] = row.at(run.column + t);
-      }
-    }
+    read_residual(conv, run, residual + run.unit);
     float* const to = run.data();
     for (int64_t t = 0; t < run.count; ++t) {
       out[run.unit + t] = to + t * conv.out.channels;
@@ -724,26 +753,11 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
     const int64_t offset = group * depth;
     const int64_t first = group * out_each;
     for (int64_t k = 0; k < out_each; k += kPanel) {
-      const int64_t left = out_each - k;
-      const int64_t channel = first + k;
-      if (left >= kPanel) {
-        for_rows<kRows>(
-            0, units,
-            MultiplyCells<2, true>{cells, count, depth, offset, weight, out, finish, channel});
-      } else if (left == kLanes) {
-        for_rows<kNarrowRows>(
-            0, units,
-            MultiplyCells<1, true>{cells, count, depth, offset, weight, out, finish, channel});
-      } else if (left > kLanes) {
-        for_rows<kRows>(
-            0, units,
-            MultiplyCells<2, false>{cells, count, depth, offset, weight, last, finish, 0});
-        finish_cells(last, units, left, finish, channel, out);
+      const Panel panel{cells, count, depth, offset, weight, first + k, out_each - k};
+      if (panel.left > kLanes) {
+        panel.run<kRows, 2>(units, last, finish, out);
       } else {
-        for_rows<kNarrowRows>(
-            0, units,
-            MultiplyCells<1, false>{cells, count, depth, offset, weight, last, finish, 0});
-        finish_cells(last, units, left, finish, channel, out);
+        panel.run<kNarrowRows, 1>(units, last, finish, out);
       }
       weight += count * depth * kPanel;
     }
@@ -762,7 +776,8 @@ struct Columns {
 };
 
 // Numbers of `Outputs` outputs of a run, one vector of channels: rows of taps are read once for all
-// of them. `work.tap(t, i, j, number)` takes every number that output t reads.
+// of them. `work.tap(number)` gives what belongs to a tap, `work.take(t, tap, number)` takes every
+// number that output t reads.
 template <typename V, int Outputs, int Taps, int Stride, typename Work>
 KRYPTON_INLINE void read_taps(const Columns& run, int64_t first, int64_t channel, Work& work) {
   const int64_t taps = Taps ? Taps : run.taps;
@@ -930,12 +945,7 @@ void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scrat
   const float** const residual = reinterpret_cast<const float**>(scratch);
   const float** const cells = residual + (end - begin);
   for (Runs run(conv.out, begin, end); run.count; run.next()) {
-    if (conv.residual) {
-      const Row row = view(*conv.residual, run.window).row(run.row);
-      for (int64_t t = 0; t < run.count; ++t) {
-        residual[t] = row.at(run.column + t);
-      }
-    }
+    read_residual(conv, run, residual);
     const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high};
     run_columns(columns(conv, run, cells), run.count,
                 Depthwise{conv.weight, finish, conv.out.channels});

@@ -29,7 +29,8 @@ class Join(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.left(x), self.right(x)
-        if a is not b and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
+        shared = a is not b and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        if shared and self.code in _IN_PLACE_JOINS:
             b = b.clone()  # what a += b means depends on ATen's order where b overlaps a
         scope: dict[str, Any] = {"torch": torch, "a": a, "b": b}
         exec(self.code, scope)
@@ -40,10 +41,9 @@ class Join(nn.Module):
         return repr(self.code)
 
 
+_IN_PLACE_JOINS = ["a += b; x = a", "x = a.add_(b, alpha=0.5)"]
 _JOINS_SAME = """
 x = a + b
-a += b; x = a
-x = a.add_(b, alpha=0.5)
 x = a * b
 x = a - b
 x = torch.maximum(a, b)
@@ -68,7 +68,12 @@ def _join(draw: Draw, x: Tensor) -> nn.Module | None:
         return right
     common = ", ".join(f":{min(p, q)}" for p, q in zip(a.shape[2:], b.shape[2:], strict=True))
     if a.shape == b.shape:
-        pool = [*_JOINS_SAME, "x = torch.cat([a, b], 1)", "x = torch.cat([b, a], 2)"]
+        pool = [
+            *_JOINS_SAME,
+            *_IN_PLACE_JOINS,
+            "x = torch.cat([a, b], 1)",
+            "x = torch.cat([b, a], 2)",
+        ]
     elif a.shape[2:] == b.shape[2:]:
         pool = ["x = torch.cat([a, b], 1)", "x = torch.cat([b, a, b], 1)"]
         if 1 in (a.shape[1], b.shape[1]):

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from .._graph import Node
 from . import _convolution, _pointwise, _reduce, _resample, _shape, _splice, _window
 from ._rule import (
-    CHANGED,
     Algorithm,
     Boxes,
     Dims,
@@ -29,7 +28,6 @@ from ._rule import (
 from ._whole import read_by_kernels, whole
 
 __all__ = [
-    "CHANGED",
     "Algorithm",
     "Boxes",
     "Dims",

@@ -58,7 +58,7 @@ class _Convolution(WindowRule):
         macs = self._macs(math.prod(float(n.mean()) for n in cells))
         if self._depthwise:
             return Algorithm.DEPTHWISE, macs * means.rates.depthwise
-        # The kernel computes whole panels of output channels.
+        # Counted in whole panels of output channels; a last one of half or less costs less.
         out_channels, panel = self.view.shape(self.weight)[0] // self.groups, panel_size()
         padded = math.ceil(out_channels / panel) * panel / out_channels * macs
         found = [(Algorithm.DIRECT, padded * means.rates.direct)]

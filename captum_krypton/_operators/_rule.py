@@ -21,7 +21,6 @@ from .._rates import Rates
 from .._regions import Box, Reach, everywhere, union
 
 __all__ = [
-    "CHANGED",
     "Algorithm",
     "Boxes",
     "Dims",
@@ -46,9 +45,6 @@ class Kind(Enum):
     IMAGE = "image"  # on inputs that are not occluded: one row an image
     LOCAL = "local"  # on the window, within its reach
     FULL = "full"  # on the window, everywhere
-
-
-CHANGED = (Kind.LOCAL, Kind.FULL)  # what a window changes
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,11 @@ class View:
     def locals(self, node: Node) -> list[ValueId]:
         """The operator's local operands, each once."""
         return [v for v in dict.fromkeys(node.operands()) if self.kinds[v] is Kind.LOCAL]
+
+    def changed(self, node: Node) -> list[ValueId]:
+        """The operands that a window changes, in part or everywhere, each once."""
+        kinds = (Kind.LOCAL, Kind.FULL)
+        return [v for v in dict.fromkeys(node.operands()) if self.kinds[v] in kinds]
 
 
 class Algorithm(Enum):
@@ -279,8 +280,7 @@ class PatchRule(Rule):
         return self.view.kinds[value] is Kind.FULL or self.view.dims[value][axis] is None
 
     def inherits(self) -> ValueId | None:
-        kinds = self.view.kinds
-        changed = [v for v in dict.fromkeys(self.node.operands()) if kinds[v] in CHANGED]
+        changed = self.view.changed(self.node)
         return changed[0] if len(changed) == 1 else None
 
     def step(self, group: Group) -> Step:

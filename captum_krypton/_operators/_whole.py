@@ -5,7 +5,7 @@ from __future__ import annotations
 from .._graph import Node, ValueId
 from .._regions import Reach, everywhere
 from ._pointwise import is_pointwise
-from ._rule import CHANGED, Dims, Group, Rule, Step, View, batch_rows, whole_step
+from ._rule import Dims, Group, Rule, Step, View, batch_rows, whole_step
 
 __all__ = ["read_by_kernels", "whole"]
 
@@ -35,8 +35,7 @@ class _WholeRule(Rule):
 
 def whole(node: Node, view: View, axes: int) -> Rule | None:
     """The rule of a global operator with `axes` trailing dimensions that windows move along."""
-    changed = any(view.kinds[v] in CHANGED for v in node.operands())
-    if not changed or len(node.results) != 1 or not batch_rows(view, node.results[0]):
+    if len(node.results) != 1 or not view.changed(node) or not batch_rows(view, node.results[0]):
         return None
     shape = view.shape(node.results[0])
     if len(shape) != axes + 2 or 0 in shape or max(shape[2:]) == 1:
