@@ -198,9 +198,10 @@ def _measure() -> Rates:
         _convolution(16, channels, channels, size, winograd=True)
         for channels, size in ((256, 12), (32, 24))
     )
+    of_wide, of_narrow = _seconds_each([wide.run, narrow.run])
     product, transform = _two_rates(
-        (wide.products, wide.numbers, _seconds(wide.run) - kernel),
-        (narrow.products, narrow.numbers, _seconds(narrow.run) - kernel),
+        (wide.products, wide.numbers, of_wide - kernel),
+        (narrow.products, narrow.numbers, of_narrow - kernel),
     )
     deep = _convolution(16, 128, 128, 14, winograd=False, depthwise=True)
     depthwise = (_seconds(deep.run) - kernel) / deep.macs
@@ -229,10 +230,18 @@ def _measure() -> Rates:
 def _two_rates(
     first: tuple[float, float, float], second: tuple[float, float, float]
 ) -> tuple[float, float]:
-    """Solves `a x + b y = seconds` for both (a, b, seconds)."""
+    """The rates of a product and of a transformed number: `a x + b y = seconds` for both.
+
+    Where the clock was disturbed so much that one would be negative, they have the guessed ratio.
+    """
     (a, b, s), (c, d, t) = first, second
     determinant = a * d - b * c
-    return (s * d - b * t) / determinant, (a * t - s * c) / determinant
+    x, y = (s * d - b * t) / determinant, (a * t - s * c) / determinant
+    if min(x, y) > 0:
+        return x, y
+    x, y = GUESSED.product, GUESSED.transform
+    slower = (s + t) / ((a + c) * x + (b + d) * y)
+    return slower * x, slower * y
 
 
 @dataclass(frozen=True)
@@ -276,11 +285,18 @@ def _convolution(
 
 def _seconds(run: Callable[[], object], times: int = 1) -> float:
     """The shortest time of a call, in `_REPEATS` tries after a first one."""
-    run()
-    best = math.inf
+    return _seconds_each([run], times)[0]
+
+
+def _seconds_each(runs: list[Callable[[], object]], times: int = 1) -> list[float]:
+    """`_seconds` of several, tried in turns: what slows the machine for a while slows all."""
+    best = [math.inf] * len(runs)
+    for run in runs:
+        run()
     for _ in range(_REPEATS):
-        started = time.perf_counter()
-        for _ in range(times):
-            run()
-        best = min(best, (time.perf_counter() - started) / times)
+        for number, run in enumerate(runs):
+            started = time.perf_counter()
+            for _ in range(times):
+                run()
+            best[number] = min(best[number], (time.perf_counter() - started) / times)
     return best

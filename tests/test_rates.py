@@ -34,6 +34,14 @@ def test_rates_are_of_a_plausible_size() -> None:
         assert guess / 300 < found[name] < guess * 300, name
 
 
+def test_a_disturbed_clock_makes_no_transform_free() -> None:
+    """Two equations that only a negative rate solves, then two that their rates solve."""
+    product, transform = _rates._two_rates((100.0, 1.0, 3e-9), (10.0, 5.0, 1e-10))
+    assert product > 0
+    assert transform / product == pytest.approx(GUESSED.transform / GUESSED.product)
+    assert _rates._two_rates((100.0, 1.0, 102.0), (10.0, 5.0, 20.0)) == pytest.approx((1.0, 2.0))
+
+
 @compiled
 def test_a_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = rates_of(CPU)
