@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ._graph import BatchInt, Graph, Node, Value, ValueId, resolve, walk
 from ._recorder import NotCapturable, Recorder, Recording, Watch, trains
 
-__all__ = ["Capture", "NotCapturable", "capture", "reachable_modules", "watched"]
+__all__ = ["Capture", "NotCapturable", "capture", "reachable_modules", "refuse_training", "watched"]
 
 _FEW, _MANY = 2, 3
 
@@ -71,8 +71,7 @@ def capture(
     Raises:
         NotCapturable: where the function cannot be written as such a graph.
     """
-    modules = reachable_modules(forward)
-    _refuse_training(modules)
+    refuse_training(forward)
     with recording_conditions():
         few, few_leaves = _record(forward, arguments, batched, _FEW)
         many, many_leaves = _record(forward, arguments, batched, _MANY)
@@ -152,8 +151,9 @@ def _hooks(module: nn.Module) -> tuple[int, ...]:
     return (*module._forward_hooks.keys(), -1, *module._forward_pre_hooks.keys())
 
 
-def _refuse_training(modules: tuple[nn.Module, ...]) -> None:
-    for module in modules:
+def refuse_training(forward: Callable[..., Any]) -> None:
+    """Raises NotCapturable where a module is in a mode that takes from or writes to its state."""
+    for module in reachable_modules(forward):
         for name, part in module.named_modules():
             norm = isinstance(part, nn.modules.batchnorm._NormBase)
             if not part.training or not (norm or isinstance(part, nn.modules.dropout._DropoutNd)):

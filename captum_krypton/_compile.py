@@ -127,6 +127,10 @@ class CompileCache:
         )
         self._refusals: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {}
 
+    def knows(self, key: tuple[Any, ...]) -> bool:
+        """Whether a capture was made or refused for the kind of input with this `signature`."""
+        return key in self._entries or key in self._refusals
+
     def get(self, forward: Callable[..., Any], call: Call, *, renew: bool = False) -> Compiled:
         """The model captured for this kind of input.
 

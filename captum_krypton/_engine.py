@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._arguments import Call, Predicted
-from ._capture import watched
-from ._compile import CompileCache, Compiled, default_memory_budget
+from ._capture import refuse_training, watched
+from ._compile import CompileCache, Compiled, default_memory_budget, signature
 from ._execute import Execution, RunStatistics
 from ._heatmap import OcclusionMap, Report
 from ._naive import naive_scores
@@ -31,6 +32,12 @@ _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 5e-3, to
 _LOOSE = 100.0
 _MOST_ROWS = {"cpu": 64}
 _MOST_ROWS_ELSEWHERE = 256
+
+# Capture, packed weights, a plan and a check take about as long as so many rows of the forward
+# function (12 to 17, docs/design.md). The first maps of a model save less with fewer windows.
+_SETUP_ROWS = 24
+_ROWS_TOGETHER = {"cpu": 4}
+_ROWS_TOGETHER_ELSEWHERE = 64
 
 
 class Fallback(Exception):
@@ -70,6 +77,7 @@ class Engine:
         self.forward, self.memory_budget = forward, memory_budget
         self.winograd, self.self_check = winograd, self_check
         self.cache = CompileCache()
+        self._rows_without: Counter[Any] = Counter()  # signature -> rows run without a graph
 
     def maps(
         self,
@@ -90,6 +98,10 @@ class Engine:
         started = time.perf_counter()
         _refuse(call)
         with _untouched_random_state(call):
+            if ran is None and self._too_few(call):
+                few = self._maps_without_graph(call, show_progress)
+                if few is not None:
+                    return few
             compiled = self._compiled(call)
             fresh = not compiled.notes
             output, notes = self._reference(call, compiled)
@@ -153,6 +165,94 @@ class Engine:
             rows = scores.movedim(0, 1) if scores.dim() > 1 else scores[None]
             maps.append(_map(call, position, rows, reference, target, report))
         return tuple(maps)
+
+    def _too_few(self, call: Call) -> bool:
+        """Whether the windows are too few for a graph to pay, those of earlier calls counted."""
+        rows = call.examples * sum(grid.total for grid in call.grids)
+        key = signature(call)
+        if self._rows_without[key] + rows > _SETUP_ROWS or self.cache.knows(key):
+            return False
+        arguments = zip(call.arguments, call.batched, strict=True)
+        if any(isinstance(a, Tensor) and not batched for a, batched in arguments):
+            return False  # Captum repeats it for several windows
+        try:
+            refuse_training(self.forward)
+        except NotCapturable:
+            return False
+        self._rows_without[key] += rows
+        return True
+
+    def _maps_without_graph(
+        self, call: Call, show_progress: bool
+    ) -> tuple[OcclusionMap, ...] | None:
+        """The maps by the forward function itself, a few windows at a time.
+
+        Windows that run together must not change each other's outcome: one is run alone too.
+
+        Returns:
+            The maps, or None where this does not hold, or where the forward fails or draws random
+            numbers: a capture says why.
+        """
+        device = call.inputs[0].device.type
+        most = _ROWS_TOGETHER.get(device, _ROWS_TOGETHER_ELSEWHERE)
+        most = min(most, call.perturbations or most)
+        step = max(1, most // call.examples)
+        together = Call(**{**vars(call), "perturbations": step})
+        maps: list[OcclusionMap] = []
+        windows = sum(grid.total for grid in call.grids)
+        random_state = _random_state(call)
+        try:
+            started = time.perf_counter()
+            output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+            if not isinstance(output, Tensor) or output.shape[:1] != (call.examples,):
+                return None
+            target = resolve_target(output.detach(), call.target)
+            reference = _select_targets(output.detach(), target)
+            with _progress(call, show_progress, windows) as advance:
+                for position, grid in enumerate(call.grids):
+                    run = (self.forward, together, position, target)
+                    scores = naive_scores(*run, list(range(grid.total)), advance, captum=False)
+                    if not maps and not self._alone_as_together(*run, scores, reference):
+                        return None
+                    now = time.perf_counter()
+                    report = Report(
+                        "naive",
+                        (f"{windows} windows are too few for a graph to pay",),
+                        grid.total,
+                        1,
+                        math.ceil(grid.total / step),
+                        min(step, grid.total) * call.examples,
+                        now - started,
+                    )
+                    maps.append(
+                        _map(call, position, scores.movedim(0, 1), reference, target, report)
+                    )
+                    started = now
+        except Exception:  # said by the path that follows, if it is met there too
+            return None
+        return tuple(maps) if _random_state(call) == random_state else None
+
+    def _alone_as_together(
+        self,
+        forward: Callable[..., Any],
+        together: Call,
+        position: int,
+        target: Any,
+        scores: Tensor,
+        reference: Tensor,
+    ) -> bool:
+        """Whether a window from within a batch has the same outcome in a batch of its own."""
+        step, total = together.perturbations or 1, together.grids[position].total
+        if step == 1 or total == 1:
+            return True
+        window = total // 2
+        window += (1 - window) % step  # neither the first nor, of four, the last in its batch
+        window = window if window < total else 1
+        single = Call(**{**vars(together), "perturbations": 1})
+        alone = naive_scores(
+            forward, single, position, target, [window], lambda rows: None, captum=False
+        )
+        return difference(scores[[window]], alone) <= tolerance(alone, reference)
 
     def resolved_target(self, call: Call) -> Any:
         """The target as Captum takes it; runs the forward function only where it must."""
@@ -417,10 +517,18 @@ def _map(
     return OcclusionMap(ordered, reference, grid, target, report)
 
 
+def _devices(call: Call) -> list[int]:
+    return sorted({t.device.index for t in call.inputs if t.is_cuda})
+
+
+def _random_state(call: Call) -> list[bytes]:
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in _devices(call))]
+    return [state.numpy().tobytes() for state in states]
+
+
 @contextmanager
 def _untouched_random_state(call: Call) -> Iterator[None]:
-    cuda = {t.device.index for t in call.inputs if t.is_cuda}
-    with torch.random.fork_rng(devices=sorted(cuda)):
+    with torch.random.fork_rng(devices=_devices(call)):
         yield
 
 

@@ -24,8 +24,9 @@ class Report:
 
     Attributes:
         path: "incremental" (only what a window can reach was computed again), "full" (whole
-            volumes in the captured graph, where a plan with patches would have cost more) or
-            "captum" (a fall-back to the forward function itself, for the reasons given).
+            volumes in the captured graph, where a plan with patches would have cost more),
+            "naive" (the forward function for every window: a model's first ones, too few for a
+            graph to pay) or "captum" (a fall-back, for the reasons given).
         reasons: why the path is not "incremental".
         windows: windows of the map, an input's images not counted.
         groups: groups of windows of equal geometry.

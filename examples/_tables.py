@@ -176,7 +176,7 @@ def detail_table(results: list[dict[str, Any]]) -> str:
             f"{own / naive:.1f}",
             f"{report['predicted_seconds']:.1f}",
             f"{ours['seconds']:.1f}",
-            f"{ours['first_seconds'] - ours['seconds']:.1f}",
+            f"{ours.get('capture_seconds', ours['first_seconds']) - ours['seconds']:.1f}",
         ]
 
     return _table(titles, [cells(result) for result in results])

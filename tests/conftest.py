@@ -1,5 +1,7 @@
 """Hypothesis profiles, and one thread for each test process. Plans do not depend on the machine.
 
+Small maps take the graph's path as large ones do; tests/test_few_windows.py tests the other.
+
 `HYPOTHESIS_PROFILE=thorough` draws afresh on every run, ten thousand networks and more;
 the default, `ci`, always draws the same.
 """
@@ -10,6 +12,8 @@ import os
 
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+from captum_krypton import _engine
 
 # Drawing a network runs it, so drawing is slow and large by nature.
 _COMMON = settings(
@@ -30,3 +34,4 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(1)
 os.environ["KRYPTON_MEASURE"] = "0"
+_engine._SETUP_ROWS = 0

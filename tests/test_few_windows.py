@@ -1,0 +1,193 @@
+"""A model's first windows, where they are too few for a graph to pay: the forward function runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import Occlusion
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion, _engine
+
+WINDOWS = {"sliding_window_shapes": (2, 4, 4), "strides": (2, 4, 4)}  # 9 of a 12 x 12 image
+
+
+@pytest.fixture(autouse=True)
+def setup_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engine, "_SETUP_ROWS", 24)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 144, 5))
+    return nn.Sequential(*layers).double().eval()
+
+
+def image(examples: int = 1) -> Tensor:
+    return torch.randn(examples, 2, 12, 12, dtype=torch.float64)
+
+
+class Calls:
+    """A forward function that remembers how many rows each call had."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        self.forward, self.rows = forward, list[int]()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.rows.append(x.shape[0])
+        return self.forward(x)
+
+
+def assert_as_captum(explainer: KryptonOcclusion, forward: Any, x: Tensor, **more: Any) -> None:
+    expected = Occlusion(forward).attribute(x, **WINDOWS, **more)
+    got = explainer.attribute(x, **WINDOWS, **more)
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("more", [{"target": 3}, {"target": None}, {"perturbations_per_eval": 3}])
+@pytest.mark.parametrize("examples", [1, 2])
+def test_first_windows_equal_captum(examples: int, more: dict[str, Any]) -> None:
+    model, x = network(), image(examples)
+    explainer = KryptonOcclusion(model)
+    assert_as_captum(explainer, model, x, **{"target": 3, **more})
+    fresh = KryptonOcclusion(model).heatmap(x, **WINDOWS, **{"target": 3, **more})
+    assert fresh.report.path == "naive"
+    assert fresh.report.windows == 9
+    assert "too few" in fresh.report.reasons[0]
+
+
+def test_windows_of_earlier_maps_count() -> None:
+    explainer = KryptonOcclusion(network())
+    paths = [explainer.heatmap(image(), **WINDOWS).report.path for _ in range(4)]
+    assert paths == ["naive", "naive", "incremental", "incremental"]
+
+
+def test_another_shape_counts_for_itself() -> None:
+    model = nn.Sequential(*network()[:2], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    explainer = KryptonOcclusion(model)
+    assert explainer.heatmap(image(2), **WINDOWS).report.path == "naive"
+    assert explainer.heatmap(image(1), **WINDOWS).report.path == "incremental"  # 18 + 9 rows
+    other = torch.randn(1, 2, 8, 12, dtype=torch.float64)
+    assert explainer.heatmap(other, **WINDOWS).report.path == "naive"
+
+
+def test_many_windows_go_by_the_graph() -> None:
+    explainer = KryptonOcclusion(network())
+    heat = explainer.heatmap(image(), sliding_window_shapes=(2, 4, 4), strides=(2, 2, 2))
+    assert heat.report.path == "incremental"
+    assert explainer.heatmap(image(), **WINDOWS).report.path == "incremental"  # the graph is there
+
+
+def test_explain_shows_the_plan_of_the_graph() -> None:
+    explainer = KryptonOcclusion(network())
+    assert explainer.explain(image(), **WINDOWS, run=True).plans
+    assert explainer.heatmap(image(), **WINDOWS).report.path == "incremental"
+
+
+def test_windows_run_together() -> None:
+    calls = Calls(network())
+    heat = KryptonOcclusion(calls).heatmap(image(), **WINDOWS)
+    assert heat.report.path == "naive"
+    assert calls.rows == [1, 4, 4, 1, 1]  # the untouched input, nine windows, one of them alone
+    assert (heat.report.batches, heat.report.batch_size) == (3, 4)
+    calls.rows.clear()
+    KryptonOcclusion(calls).heatmap(image(), **WINDOWS, perturbations_per_eval=1)
+    assert calls.rows == [1] * 10
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x - x.mean(0, keepdim=True),
+        lambda x: x.flip(0),
+        lambda x: x[:1].expand_as(x),
+        lambda x: x[-1:].expand_as(x),
+        lambda x: x - x[-1:] / 2,
+        lambda x: x * len(x),
+        lambda x: x + torch.arange(len(x), dtype=x.dtype).reshape(-1, 1, 1, 1),
+    ],
+)
+def test_rows_that_are_mixed_go_by_captum(mix: Callable[[Tensor], Tensor]) -> None:
+    model = network()
+
+    def forward(x: Tensor) -> Tensor:
+        return model(mix(x))
+
+    explainer = KryptonOcclusion(forward)
+    with pytest.warns(UserWarning, match="Captum's own path"):
+        assert_as_captum(explainer, forward, image(), target=3)
+
+
+def test_random_numbers_are_drawn_as_captum_draws_them() -> None:
+    model = network()
+
+    def forward(x: Tensor) -> Tensor:
+        return model(nn.functional.dropout(x, 0.2, training=True))
+
+    x, more = image(), {"target": 3, "perturbations_per_eval": 1}
+    torch.manual_seed(5)
+    expected = Occlusion(forward).attribute(x, **WINDOWS, **more)
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    with pytest.warns(UserWarning, match="random"):
+        got = KryptonOcclusion(forward).attribute(x, **WINDOWS, **more)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_model_in_training_mode_is_left_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), *network()).double().train()
+    before = model[0].running_mean.clone()
+    with pytest.warns(UserWarning, match="training mode"):
+        heat = KryptonOcclusion(model).heatmap(image(), **WINDOWS)
+    assert heat.report.path == "captum"
+    assert not torch.equal(model[0].running_mean, before)  # as Captum leaves it
+
+
+def test_a_tensor_that_is_not_one_row_an_example() -> None:
+    model = network()
+
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return model(x * scale.sum())
+
+    explainer, scale = KryptonOcclusion(forward), torch.ones(3, dtype=torch.float64)
+    heat = explainer.heatmap(image(), **WINDOWS, additional_forward_args=(scale,))
+    assert heat.report.path == "incremental"
+
+
+def test_tuple_of_inputs() -> None:
+    model = network()
+
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return model(a) + model(b).square()
+
+    inputs = (image(), image())
+    windows = {"sliding_window_shapes": ((2, 4, 4),) * 2, "strides": ((2, 4, 4),) * 2, "target": 1}
+    expected = Occlusion(forward).attribute(inputs, **windows)
+    explainer = KryptonOcclusion(forward)
+    got = explainer.attribute(inputs, **windows)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert KryptonOcclusion(forward).heatmap(inputs, **windows)[1].report.path == "naive"
+
+
+def test_a_target_that_the_output_does_not_have() -> None:
+    with pytest.raises(IndexError):
+        KryptonOcclusion(network()).attribute(image(), **WINDOWS, target=5)
+
+
+def test_an_error_of_the_forward_reaches_the_user() -> None:
+    def forward(x: Tensor) -> Tensor:
+        raise RuntimeError("broken forward")
+
+    with pytest.raises(RuntimeError, match="broken forward"), pytest.warns(UserWarning):
+        KryptonOcclusion(forward).attribute(image(), **WINDOWS, target=0)
+
+
+def test_progress_counts_windows(capsys: pytest.CaptureFixture[str]) -> None:
+    KryptonOcclusion(network()).attribute(image(), **WINDOWS, target=0, show_progress=True)
+    assert "9/9" in capsys.readouterr().err
