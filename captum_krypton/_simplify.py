@@ -1,8 +1,9 @@
 """Rewrites a captured graph into one that is cheaper to run and means the same.
 
 Linear layers over a last dimension come back from the flattened products that ATen makes of them,
-batch norms with constant statistics are folded into the convolution before them, and views become
-reshapes, so that patches may have any memory layout.
+batch norms with constant statistics are folded into the convolution before them, of what only one
+index is read (a class token) the rest is not computed, and views become reshapes, so that patches
+may have any memory layout.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def simplified(graph: Graph) -> Graph:
     _drop_identities(graph)
     _restore_linear(graph)
     _fold_batch_norms(graph)
+    graph = graph.dead_code_eliminated()  # such as the views of a restored layer: they read too
+    _select_early(graph)
     _pack_attention(graph)
     graph = graph.dead_code_eliminated()
     for i, node in enumerate(graph.nodes):
@@ -134,6 +137,75 @@ def _fold_batch_norms(graph: Graph) -> None:
         producers[node.outputs[0]] = conv
         folded_norms.add(id(node))
     graph.nodes[:] = [node for node in graph.nodes if id(node) not in folded_norms]
+
+
+def _select_early(graph: Graph) -> None:
+    """Lets operators compute only the index of their output that is read, such as a class token.
+
+    A selection that is all that reads the output of a point operator, a layer norm or a linear
+    layer moves to its operands, as far as it goes.
+    """
+    position = len(graph.nodes) - 1
+    while position >= 0:
+        node = graph.nodes[position]
+        readers = graph.users().get(node.outputs[0], [])
+        selection = _only_selection(readers)
+        if selection is None or graph.output == node.outputs[0] or len(node.results) > 1:
+            position -= 1
+            continue
+        narrow = _of_selected(graph, node, *selection)
+        if narrow is None:
+            position -= 1
+            continue
+        for reader in readers:
+            _replace(graph, reader.outputs[0], narrow[-1].outputs[0])
+        graph.nodes[position : position + 1] = narrow
+        graph.nodes[:] = [n for n in graph.nodes if not any(n is reader for reader in readers)]
+        position = len(graph.nodes) - 1  # selections of one value may have met
+
+
+def _only_selection(readers: list[Node]) -> tuple[int, int] | None:
+    """Dimension and index, where the same selection is all that reads a value."""
+    found = set()
+    for node in readers:
+        dim, index = (*node.args[1:], None, None)[:2]
+        if node.name != "aten.select" or type(dim) is not int or type(index) is not int:
+            return None
+        found.add((dim, index))
+    return found.pop() if len(found) == 1 else None
+
+
+def _of_selected(graph: Graph, node: Node, dim: int, index: int) -> list[Node] | None:
+    """Selections of a node's operands and the node on them; None where it mixes the dimension."""
+    shape = graph.shapes[node.outputs[0]]
+    behind = len(shape) - dim % len(shape)  # the dimension, counted from the last
+    operands = node.operands()
+    if node.name == "aten.native_layer_norm" and behind > len(node.args[1]):
+        narrowed = set(operands[:1])
+    elif node.name == "aten.linear" and behind > 1:
+        narrowed = set(operands[:1])
+    elif torch.Tag.pointwise in node.op.tags:  # type: ignore[attr-defined]
+        narrowed = {v for v in operands if len(graph.shapes[v]) >= behind}
+    else:
+        return None
+
+    def without(value: ValueId) -> ValueId:
+        own = graph.shapes[value]
+        cut = len(own) - behind
+        return graph.new_value((*own[:cut], *own[cut + 1 :]), graph.dtypes[value])
+
+    new = {value: without(value) for value in sorted(narrowed)}
+    made = []
+    for value, selected in new.items():
+        own = graph.shapes[value]
+        place = index if own[-behind] == shape[-behind] else 0  # a broadcast dimension of size 1
+        args = (Value(value), len(own) - behind, place)
+        made.append(Node(aten.select.int, args, {}, (selected,)))
+    args, kwargs = map_arguments(
+        (node.args, node.kwargs), lambda value: Value(new.get(value.id, value.id))
+    )
+    outputs = (without(node.outputs[0]), *[-1] * (len(node.outputs) - 1))
+    return [*made, Node(node.op, args, kwargs, outputs, node.several)]
 
 
 def _pack_attention(graph: Graph) -> None:

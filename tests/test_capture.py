@@ -150,6 +150,41 @@ def test_linear_layers_come_back() -> None:
     torch.testing.assert_close(run(graph, x), network(x).mean(1).detach())
 
 
+def test_only_the_selected_token_is_computed() -> None:
+    torch.manual_seed(0)
+    norm, layers = nn.LayerNorm(4), nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
+    scale = torch.rand(5, 1)
+
+    def forward(x: Tensor) -> Tensor:
+        mixed = x + x.softmax(1)  # (N, 5, 4)
+        return norm(mixed + layers(mixed * scale))[:, -2]
+
+    x = torch.rand(3, 5, 4)
+    graph = simplified(captured(forward, x))
+    sizes = {n.name.split(".")[1]: graph.size(n.outputs[0], 7) for n in graph.nodes}
+    assert sizes["linear"] == sizes["native_layer_norm"] == (7, 4)
+    assert sizes["gelu"] == (7, 6)
+    assert sizes["_softmax"] == (7, 5, 4)
+    torch.testing.assert_close(run(graph, x), forward(x).detach())
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: (x.relu()[:, 1] + x.relu().sum(1)).flatten(1),  # others read it
+        lambda x: x.relu()[:, 1] + x.relu()[:, 0],  # another index, in a graph of its own
+        lambda x: F.layer_norm(x, (5, 4))[:, 2],  # along the normalised dimension
+        lambda x: F.linear(x, torch.ones(3, 4))[..., 1],  # along the features
+        lambda x: (x.relu() + 1)[:, :, 2].relu(),
+        lambda x: (x[:, :1] * x)[:, 3],  # a dimension of size one
+    ],
+)
+def test_what_a_selection_may_not_or_may_change(forward: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(3, 5, 4)
+    graph = simplified(captured(forward, x))
+    torch.testing.assert_close(run(graph, x), forward(x).detach())
+
+
 def test_fused_attention_does_not_depend_on_the_recorded_layout() -> None:
     """Volumes are put together in a layout that the kernel of the recorded call cannot read."""
 
