@@ -17,7 +17,7 @@ from ._interpret import run_graph, store
 from ._layout import from_block, in_layout, to_block
 from ._memory import trim
 from ._operators import Algorithm, Boxes, Dims, Frame, Kind, Step, along, whole_step
-from ._ops import PackedWeight, Patches, gather_patches, pack_weight
+from ._ops import PackedWeight, Patches, arena, gather_patches, pack_weight
 from ._plan import GroupPlan, Plan
 from ._regions import Box, same_boxes
 from ._tail import Tail, frontier
@@ -25,6 +25,10 @@ from ._tail import Tail, frontier
 __all__ = ["Execution", "RunStatistics"]
 
 Outcome = Callable[[Tensor, Tensor], Tensor]
+
+# Room for the outputs of kernels, in batches: holes lie between them, and the tail's wait there.
+# What is not needed is not touched.
+_ARENA = 4
 
 
 @dataclass
@@ -132,15 +136,17 @@ class Execution:
         tail = Tail(
             self.plan, self.constants, self._finish(images, collected), self.statistics.clock
         )
-        for number, group in enumerate(self.plan.groups):
-            if number:
-                trim()  # patches of another size follow
-            prepared = GroupRun(self, group, base, images)
-            for rows, order, values in prepared.batches(self.statistics):
-                tail.add(values, order)
-                progress(rows)
-            del prepared
-        tail.flush()
+        room = _ARENA * self.plan.batch_bytes if inputs[0].is_cpu else 0
+        with arena(room):
+            for number, group in enumerate(self.plan.groups):
+                if number:
+                    trim()  # patches of another size follow
+                prepared = GroupRun(self, group, base, images)
+                for rows, order, values in prepared.batches(self.statistics):
+                    tail.add(values, order)
+                    progress(rows)
+                del prepared
+            tail.flush()
         return collected.result()
 
     def _finish(self, images: slice, collected: _Collected) -> Callable[[Tensor, Tensor], None]:

@@ -112,6 +112,11 @@ class Plan:
         return ("whole volumes are predicted to cost less than patches",)
 
     @property
+    def batch_bytes(self) -> int:
+        """Memory that one batch is expected to take at the worst moment."""
+        return self.batch_size * max(group.row_bytes for group in self.groups)
+
+    @property
     def others(self) -> tuple[int, ...]:
         """The input's dimensions (without the batch) that are not window axes of the analysis."""
         return tuple(d for d in range(len(self.grid.shape)) if d not in self.axes)

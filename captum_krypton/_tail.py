@@ -38,25 +38,38 @@ class Tail:
         self.plan, self.constants, self.finish, self.clock = plan, constants, finish, clock
         self.graph = plan.analysis.graph
         self.nodes = self.graph.nodes[len(self.graph.nodes) - plan.tail :]
-        self.waiting: list[dict[ValueId, Tensor]] = []
+        self.waiting: dict[ValueId, Tensor] = {}  # room for many rows of each value
         self.order: list[Tensor] = []
-        self.bytes = 0
+        self.rows = self.room = 0
 
     def add(self, values: dict[ValueId, Tensor], order: Tensor) -> None:
         """Takes a batch's `frontier` values, and the places of its rows in the result."""
-        self.waiting.append(values)
-        self.order.append(order)
-        self.bytes += sum(t.numel() * t.element_size() for t in values.values())
-        if not self.nodes or self.bytes >= _WAITING_BYTES:
+        rows = len(order)
+        if self.rows + rows > self.room:
             self.flush()
+        if rows > self.room:
+            row_bytes = sum(t[0].numel() * t.element_size() for t in values.values())
+            self.room = max(rows, self._most_rows(row_bytes))
+            self.waiting = {v: t.new_empty((self.room, *t.shape[1:])) for v, t in values.items()}
+        # Copied: kept as they are, they would lie between the memory of later batches.
+        for value, tensor in values.items():
+            self.waiting[value][self.rows : self.rows + rows] = tensor
+        self.order.append(order)
+        self.rows += rows
+
+    def _most_rows(self, row_bytes: int) -> int:
+        if not self.nodes:
+            return 0
+        windows = self.plan.images * self.plan.grid.total
+        return min(windows, max(1, _WAITING_BYTES // max(row_bytes, 1)))
 
     def flush(self) -> None:
         """Runs the tail for all rows that wait."""
         if not self.order:
             return
         order = torch.cat(self.order)
-        values = {v: torch.cat([w[v] for w in self.waiting]) for v in self.waiting[0]}
-        self.waiting, self.order, self.bytes = [], [], 0
+        values = {v: room[: self.rows] for v, room in self.waiting.items()}
+        self.order, self.rows = [], 0
 
         def tensor(value: ValueId) -> Tensor:
             return values[value] if value in values else self.constants[value]

@@ -37,6 +37,14 @@ inline bool is_packed(const Tensor& tensor, MemoryFormat format) {
   return result && fits(0);
 }
 
+// The rule of result_format in captum_krypton/_ops/_reference.py: what is both is contiguous.
+inline MemoryFormat format_of(const Tensor& tensor) {
+  if (tensor.dim() < 4 || tensor.is_contiguous() || tensor.stride(1) != 1) {
+    return MemoryFormat::Contiguous;
+  }
+  return tensor.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
+}
+
 inline Tensor pack(const Tensor& tensor, MemoryFormat format) {
   return is_packed(tensor, format) ? tensor : torch::stable::contiguous(tensor, format);
 }

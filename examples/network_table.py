@@ -120,6 +120,7 @@ def compare(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
     corners = window_corners(asked["inputs"], window, stride)
     theirs = Occlusion(network).attribute(perturbations_per_eval=8, **asked)
     occlusion = KryptonOcclusion(network)
+    counted = operators(occlusion, asked)  # captures: a first map of few windows would not
     heat = occlusion.heatmap(**asked)
     sampled = sampled_windows(len(corners), 6)
     return {
@@ -136,7 +137,7 @@ def compare(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
             window,
             heat.scores.flatten()[sampled],
         ),
-        **operators(occlusion, asked),
+        **counted,
     }
 
 

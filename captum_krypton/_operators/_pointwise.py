@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .._graph import Node, ValueId
+from .._ops import join
 from ._rule import Dims, Kind, PatchRule, Rule, View, batch_rows
 
 __all__ = ["across_dims", "batch_norm", "concatenate", "layer_norm", "linear", "pointwise"]
@@ -254,6 +255,8 @@ def concatenate(node: Node, view: View) -> Rule | None:
     if any(_constant(view, v) for v in sources):
         return None  # a constant has no row a window to join
     out = tuple(d + (stacked and d >= along) for d in own if d is not None)
+    if not stacked:
+        node = Node(join, node.args, node.kwargs, node.outputs)
     return PatchRule(node, _with_dims(view, sources, own), out)
 
 

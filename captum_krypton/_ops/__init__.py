@@ -1,5 +1,6 @@
 """Kernels: schemas, wrappers, plain-torch references and the loader of their binary."""
 
+from captum_krypton._ops._arena import arena, join
 from captum_krypton._ops._block import convolution_block, finish
 from captum_krypton._ops._convolve import (
     PackedWeight,
@@ -21,12 +22,14 @@ __all__ = [
     "PackedWeight",
     "Patches",
     "allows_winograd",
+    "arena",
     "backend_info",
     "convolution_block",
     "convolve_patches",
     "finish",
     "gather_patches",
     "pack_weight",
+    "join",
     "panel_size",
     "pool_patches",
     "tap_groups",

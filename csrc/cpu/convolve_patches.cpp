@@ -19,6 +19,7 @@
 
 #include "../convolve.h"
 #include "../tensors.h"
+#include "arena.h"
 
 namespace captum_krypton {
 namespace {
@@ -181,11 +182,9 @@ struct Written {
 
 Written allocate(const Tensor& like, int64_t windows, int64_t channels,
                  const std::vector<int64_t>& size, const OptionalTensor& extent) {
-  Written made{
-      torch::stable::empty({windows, channels, size[0], size[1]}, ScalarType::Float, like.layout(),
-                           like.device(), std::nullopt, MemoryFormat::ChannelsLast),
-      extents("output_extent", extent, windows, size[0], size[1]),
-      {0}};
+  Written made{empty_block({windows, channels, size[0], size[1]}, like, MemoryFormat::ChannelsLast),
+               extents("output_extent", extent, windows, size[0], size[1]),
+               {0}};
   for (size_t window = 0; window < static_cast<size_t>(windows); ++window) {
     made.before.push_back(made.before.back() +
                           made.extent[2 * window] * made.extent[2 * window + 1]);

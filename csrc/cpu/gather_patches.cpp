@@ -16,6 +16,7 @@
 
 #include "../patch_index.h"
 #include "../tensors.h"
+#include "arena.h"
 
 namespace captum_krypton {
 namespace {
@@ -77,15 +78,6 @@ Fill make_fill(const Tensor& base, double fill) {
   STD_TORCH_CHECK(fill == 0 || (std::isinf(fill) && fill < 0), "fill is ", fill,
                   "; expected 0 or -inf");
   return {fill == 0 ? 0 : lowest_bits(base.scalar_type()), base.element_size()};
-}
-
-// The rule of result_format in captum_krypton/_ops/_reference.py: a base that is both is
-// contiguous.
-MemoryFormat result_format(const Tensor& base) {
-  if (base.dim() < 4 || base.is_contiguous() || base.stride(1) != 1) {
-    return MemoryFormat::Contiguous;
-  }
-  return base.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
 }
 
 template <typename Sizes>
@@ -222,11 +214,10 @@ Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offs
   }
   const Fill padding = make_fill(base, fill);
 
-  const MemoryFormat format = result_format(base);
+  const MemoryFormat format = format_of(base);
   std::vector<int64_t> shape{windows, channels};
   shape.insert(shape.end(), read_size.begin(), read_size.end());
-  Tensor block = torch::stable::empty(shape, base.scalar_type(), base.layout(), base.device(),
-                                      std::nullopt, format);
+  Tensor block = empty_block(shape, base, format);
 
   const Tensor packed_base = pack(base, format);
   const Tensor packed_patch = pack(patch, format);
