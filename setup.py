@@ -43,7 +43,7 @@ def extension() -> dict[str, Any]:
     binary = CppExtension(
         "captum_krypton._C",
         ["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-        depends=sorted(glob("csrc/*.h") + glob("csrc/cpu/*.h")),
+        depends=sorted(glob("csrc/*.h")),
         py_limited_api=LIMITED,
         extra_compile_args=[
             "/O2" if os.name == "nt" else "-O3",

@@ -35,7 +35,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARY = "captum_krypton_kernels"
 _FLAGS = ["/O2" if os.name == "nt" else "-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 _OPERATORS = tuple(
-    f"captum_krypton::{name}" for name in ("gather_patches", "convolve_patches", "pool_patches")
+    f"captum_krypton::{name}"
+    for name in ("gather_patches", "convolve_patches", "pool_patches", "empty_block")
 )
 
 _logger = logging.getLogger("captum_krypton")

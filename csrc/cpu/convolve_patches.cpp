@@ -19,7 +19,7 @@
 
 #include "../convolve.h"
 #include "../tensors.h"
-#include "arena.h"
+#include "../arena.h"
 
 namespace captum_krypton {
 namespace {

@@ -16,7 +16,7 @@
 
 #include "../patch_index.h"
 #include "../tensors.h"
-#include "arena.h"
+#include "../arena.h"
 
 namespace captum_krypton {
 namespace {
