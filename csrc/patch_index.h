@@ -53,16 +53,81 @@ KRYPTON_HOST_DEVICE constexpr AxisCut cut_axis(int64_t volume_size, int64_t patc
   return {inside_begin, patch_begin, patch_end, inside_end, read, read - patch};
 }
 
+// What is no longer than this may be indexed in 32 bits: three such numbers make a sum.
+constexpr int64_t kMost32 = int64_t{1} << 29;
+
+// One cell of a block along one axis: whether it lies in the volume and in the patch, and where. As
+// AxisCut has it, for threads that have a cell each. `Int` is int64_t, or int32_t where nothing is
+// longer than kMost32.
+template <typename Int>
+struct AxisPlace {
+  bool inside, covered;
+  Int at_base, at_patch;
+};
+
+template <typename Int>
+KRYPTON_HOST_DEVICE constexpr AxisPlace<Int> place_cell(int64_t volume_size, int64_t patch_size,
+                                                        int64_t patch_offset, int64_t read_offset,
+                                                        Int cell) {
+  constexpr int64_t kFar = sizeof(Int) == 4 ? kMost32 : int64_t{1} << 60;
+  const Int at_base = static_cast<Int>(clamp(read_offset, -kFar, kFar)) + cell;
+  const Int at_patch = at_base - static_cast<Int>(clamp(patch_offset, -kFar, kFar));
+  return {at_base >= 0 && at_base < static_cast<Int>(volume_size),
+          at_patch >= 0 && at_patch < static_cast<Int>(patch_size), at_base, at_patch};
+}
+
 struct Volume {
   int64_t channels;
   int64_t size[kSpatialAxes];
   bool channels_last;
 
   // Elements from the start of the memory to one cell.
-  KRYPTON_HOST_DEVICE constexpr int64_t at(int64_t row, int64_t channel, int64_t z, int64_t y,
-                                           int64_t x) const {
-    return channels_last ? (((row * size[0] + z) * size[1] + y) * size[2] + x) * channels + channel
-                         : (((row * channels + channel) * size[0] + z) * size[1] + y) * size[2] + x;
+  template <typename Int>
+  KRYPTON_HOST_DEVICE constexpr Int at(Int row, Int channel, Int z, Int y, Int x) const {
+    const Int count = static_cast<Int>(channels), depth = static_cast<Int>(size[0]),
+              height = static_cast<Int>(size[1]), width = static_cast<Int>(size[2]);
+    return channels_last ? (((row * depth + z) * height + y) * width + x) * count + channel
+                         : (((row * count + channel) * depth + z) * height + y) * width + x;
+  }
+};
+
+// gather_patches for a batch of windows: plain numbers and places in memory.
+struct Gather {
+  Volume base_volume;
+  Volume patch_volume;
+  Volume block_volume;
+  const char* base;
+  const char* patch;
+  char* block;
+  const int64_t* image;
+  const int64_t* patch_offset;
+  const int64_t* patch_extent;  // null: all of the patch
+  const int64_t* read_offset;
+  int64_t windows;
+  int64_t images;
+  int64_t rank;
+  int64_t element_size;
+  uint64_t fill;  // the bits of an element
+
+  KRYPTON_HOST_DEVICE constexpr AxisCut cut(int64_t window, int axis) const {
+    const int64_t given = axis - (kSpatialAxes - rank);
+    const int64_t index = window * rank + given;
+    return cut_axis(base_volume.size[axis],
+                    given < 0 || !patch_extent ? patch_volume.size[axis] : patch_extent[index],
+                    block_volume.size[axis], given < 0 ? 0 : patch_offset[index],
+                    given < 0 ? 0 : read_offset[index]);
+  }
+
+  template <typename Int>
+  KRYPTON_HOST_DEVICE constexpr AxisPlace<Int> place(int64_t window, int axis, Int cell) const {
+    const int64_t given = axis - (kSpatialAxes - rank);
+    if (given < 0) {  // an axis of size 1 that was put in front
+      return {true, patch_volume.size[axis] > 0, 0, 0};
+    }
+    const int64_t index = window * rank + given;
+    return place_cell<Int>(base_volume.size[axis],
+                           patch_extent ? patch_extent[index] : patch_volume.size[axis],
+                           patch_offset[index], read_offset[index], cell);
   }
 };
 

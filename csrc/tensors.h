@@ -49,26 +49,29 @@ inline Tensor pack(const Tensor& tensor, MemoryFormat format) {
   return is_packed(tensor, format) ? tensor : torch::stable::contiguous(tensor, format);
 }
 
-inline void check_index(const char* name, const Tensor& tensor, int64_t windows, int64_t columns) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == ScalarType::Long, name,
-                  " is not int64 on the CPU, where base is");
+inline bool is_beside(const Tensor& tensor, const Tensor& other) {
+  return tensor.is_cpu() == other.is_cpu() && tensor.is_cuda() == other.is_cuda() &&
+         tensor.get_device_index() == other.get_device_index();
+}
+
+inline void check_index(const char* name, const Tensor& tensor, const Tensor& base, int64_t windows,
+                        int64_t columns) {
+  STD_TORCH_CHECK(is_beside(tensor, base) && tensor.scalar_type() == ScalarType::Long, name,
+                  " is not int64 on the device of base");
   STD_TORCH_CHECK(tensor.numel() == windows * columns && tensor.size(0) == windows, name, " has ",
                   tensor.numel(), " elements; expected ", columns, " for each of ", windows,
                   " windows");
 }
 
-// `extent` counts, for every window and axis, some of the `most` cells that a patch has there.
-inline Tensor packed_extent(const char* name, const Tensor& extent, int64_t windows,
-                            const std::vector<int64_t>& most) {
-  check_index(name, extent, windows, static_cast<int64_t>(most.size()));
-  Tensor packed = pack(extent, MemoryFormat::Contiguous);
-  const int64_t* const cells = packed.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < packed.numel(); ++i) {
+// `extent` is contiguous, on the CPU, and counts, for every window and axis, some of the `most`
+// cells that a patch has there.
+inline void check_extent(const char* name, const Tensor& extent, const std::vector<int64_t>& most) {
+  const int64_t* const cells = extent.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < extent.numel(); ++i) {
     const int64_t limit = most[static_cast<size_t>(i) % most.size()];
     STD_TORCH_CHECK(cells[i] >= 0 && cells[i] <= limit, name, " has ", cells[i],
                     " cells; expected 0 to ", limit);
   }
-  return packed;
 }
 
 // `image` is contiguous and names one of `images` rows of the base for every window.

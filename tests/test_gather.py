@@ -1,4 +1,4 @@
-"""`gather_patches`, compiled and reference, against a loop over single cells."""
+"""`gather_patches`, compiled, for CUDA and reference, against a loop over single cells."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cuda_on_host
 import pytest
 import torch
 from hypothesis import given, settings
@@ -103,7 +104,14 @@ def reference(case: Case) -> Tensor:
     return _reference.gather_patches(*case.arguments())
 
 
-backends = pytest.mark.parametrize("run", [through_dispatcher, reference])
+def for_cuda(case: Case) -> Tensor:
+    """The kernel of a GPU, its threads one after another."""
+    if not cuda_on_host.load():
+        pytest.skip("needs a C++ compiler")
+    return torch.ops.captum_krypton_on_host.gather_patches(*case.arguments())
+
+
+backends = pytest.mark.parametrize("run", [through_dispatcher, reference, for_cuda])
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -297,8 +305,9 @@ def test_index_arithmetic_is_64_bit() -> None:
     constexpr int64_t kBig = int64_t{1} << 20;
     constexpr Volume kFirst{8, {kBig, kBig, kBig / 8}, false};
     constexpr Volume kLast{8, {kBig, kBig, kBig / 8}, true};
-    static_assert(kFirst.at(3, 7, kBig - 1, kBig - 1, kBig / 8 - 1) == 4 * kBig * kBig * kBig - 1);
-    static_assert(kLast.at(3, 7, kBig - 1, kBig - 1, kBig / 8 - 1) == 4 * kBig * kBig * kBig - 1);
+    constexpr int64_t kEnd = kBig - 1, kAll = 4 * kBig * kBig * kBig;
+    static_assert(kFirst.at<int64_t>(3, 7, kEnd, kEnd, kBig / 8 - 1) == kAll - 1);
+    static_assert(kLast.at<int64_t>(3, 7, kEnd, kEnd, kBig / 8 - 1) == kAll - 1);
     constexpr AxisCut kCut = cut_axis(kBig * kBig, kBig, 100, kBig * kBig - 10, kBig * kBig - 60);
     static_assert(kCut.inside_begin == 0 && kCut.inside_end == 60);
     static_assert(kCut.patch_begin == 50 && kCut.patch_end == 60);

@@ -80,7 +80,7 @@ class PackedWeight:
 
 def panel_size() -> int:
     """Output channels in a panel of packed weights; 0 where there are no compiled kernels."""
-    if not _loader.ready:
+    if "cpu" not in _loader.ready:
         _loader.load()
     if not _loader.has_kernels():
         return 0
@@ -227,7 +227,7 @@ def convolve_patches(
     Returns:
         The output patches, (B, K, *size), float32, channels-last.
     """
-    if not _loader.ready:
+    if "cpu" not in _loader.ready:
         _loader.load()
     base, patch, _, offset, extent = (None,) * 5 if residual is None else residual
     result: Tensor = torch.ops.captum_krypton.convolve_patches.default(

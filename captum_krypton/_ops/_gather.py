@@ -94,8 +94,9 @@ def gather_patches(
         RuntimeError: If `image` names a row that `base` does not have (said on the CPU only), or
             `KRYPTON_BACKEND=cpp` asks for the compiled kernel and it cannot be loaded.
     """
-    if not _loader.ready:
-        _loader.load()
+    device = "cuda" if base.is_cuda else "cpu"
+    if device not in _loader.ready:
+        _loader.load(device)
     shape, patch_shape, rank = base.shape, patch.shape, base.dim() - 2
     windows = patch_shape[0] if patch_shape else -1
     offset_shape = (windows, rank)

@@ -1,6 +1,8 @@
 """Finds the compiled kernels: prebuilt, else compiled on first use, else the references run.
 
-Nothing happens on import. The environment is read once, on first use:
+Those for the CPU and those for CUDA are two binaries, found apart from each other: the second does
+not load where torch has no CUDA. Nothing happens on import. The environment is read once for each,
+on first use:
 
 - `KRYPTON_BACKEND=reference` runs the references; `KRYPTON_BACKEND=cpp` raises where the
   references would have run.
@@ -28,16 +30,43 @@ import torch
 
 __all__ = ["BackendInfo", "KryptonBackendWarning", "backend_info", "has_kernels", "load", "ready"]
 
-ready = False
-"""Whether `load` has nothing left to do: kernels check it instead of calling `load` each time."""
+ready: set[str] = set()
+"""Where `load` has nothing left to do: kernels check it instead of calling `load` each time."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_LIBRARY = "captum_krypton_kernels"
 _FLAGS = ["/O2" if os.name == "nt" else "-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-_OPERATORS = tuple(
-    f"captum_krypton::{name}"
-    for name in ("gather_patches", "convolve_patches", "pool_patches", "empty_block")
-)
+
+
+@dataclass(frozen=True)
+class _Binary:
+    """The kernels for one kind of device: their names, their sources in csrc, their operators."""
+
+    module: str
+    library: str
+    sources: str
+    headers: tuple[str, ...]
+    operators: tuple[str, ...]
+    key: str
+
+
+_BINARIES = {
+    "cpu": _Binary(
+        "_C",
+        "captum_krypton_kernels",
+        "cpu/*.cpp",
+        ("*.h",),
+        ("gather_patches", "convolve_patches", "pool_patches", "empty_block"),
+        "CPU",
+    ),
+    "cuda": _Binary(
+        "_C_cuda",
+        "captum_krypton_cuda_kernels",
+        "cuda/*.cu",
+        ("*.h", "cuda/*.h"),
+        ("gather_patches",),
+        "CUDA",
+    ),
+}
 
 _logger = logging.getLogger("captum_krypton")
 _mutex = threading.Lock()
@@ -49,10 +78,11 @@ class KryptonBackendWarning(UserWarning):
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """Which code runs the kernels on the CPU, and why not a faster one.
+    """Which code runs the kernels on a kind of device, and why not a faster one.
 
     Attributes:
-        name: "cpp" for the compiled kernels, "reference" for their plain-torch twins.
+        name: "cpp" for the compiled kernels of the CPU, "cuda" for those of a GPU, "reference" for
+            their plain-torch twins.
         path: The binary in use; None for the references.
         reasons: Why each binary that was looked for first is not in use.
         threads: Threads that a kernel may use, `torch.get_num_threads()`.
@@ -75,35 +105,43 @@ class _Search:
         self.unexpected.append(reason)
 
 
-_search: _Search | None = None
+_searches: dict[str, _Search] = {}
 
 
-def backend_info() -> BackendInfo:
+def backend_info(device: str = "cpu") -> BackendInfo:
     """Says which code runs the kernels, after loading (and maybe compiling) it.
+
+    Args:
+        device: "cpu" or "cuda".
 
     Returns:
         The backend in use, with the reasons why each one that was tried before it is not.
 
     Raises:
         RuntimeError: If `KRYPTON_BACKEND=cpp` and no binary could be loaded.
-        ValueError: If `KRYPTON_BACKEND` is neither "cpp" nor "reference".
+        ValueError: If `KRYPTON_BACKEND` is neither "cpp" nor "reference", or `device` is another.
     """
-    search = load()
+    if device not in _BINARIES:
+        raise ValueError(f'device is {device!r}; expected "cpu" or "cuda"')
+    search = load(device)
     path = None if search.path is None else str(search.path)
-    name = "reference" if path is None else "cpp"
+    name = "reference" if path is None else {"cpu": "cpp", "cuda": "cuda"}[device]
     return BackendInfo(name, path, tuple(search.reasons), torch.get_num_threads())
 
 
 def has_kernels() -> bool:
-    """Whether compiled kernels run, after loading them."""
+    """Whether compiled kernels run on the CPU, after loading them."""
     return load().path is not None
 
 
-def load() -> _Search:
+def load(device: str = "cpu") -> _Search:
     """Looks for a binary of the kernels, once in a process, and loads it.
 
     A search that fails leaves the references in place; it warns where a binary was there, or
     could have been compiled, and is broken.
+
+    Args:
+        device: "cpu" or "cuda".
 
     Returns:
         What was found.
@@ -112,18 +150,17 @@ def load() -> _Search:
         RuntimeError: If `KRYPTON_BACKEND=cpp` and no binary could be loaded.
         ValueError: If `KRYPTON_BACKEND` is neither "cpp" nor "reference".
     """
-    global _search, ready
     choice = os.environ.get("KRYPTON_BACKEND", "")
     with _mutex:
-        first = _search is None
-        search = _search or _find(choice)
-        _search = search
+        first = device not in _searches
+        search = _searches.get(device) or _find(choice, _BINARIES[device])
+        _searches[device] = search
     if search.path is None and choice == "cpp":
         raise RuntimeError(
-            "KRYPTON_BACKEND=cpp, and no binary of the kernels could be loaded: "
+            f"KRYPTON_BACKEND=cpp, and no binary of the kernels for {device} could be loaded: "
             + "; ".join(search.reasons)
         )
-    ready = True
+    ready.add(device)
     if first and search.unexpected:
         instead = "the plain-torch references run" if search.path is None else search.path
         warnings.warn(
@@ -135,26 +172,28 @@ def load() -> _Search:
     return search
 
 
-def _find(choice: str) -> _Search:
+def _find(choice: str, wanted: _Binary) -> _Search:
     search = _Search()
     if choice not in ("", "cpp", "reference"):
         raise ValueError(f'KRYPTON_BACKEND is {choice!r}; expected "cpp" or "reference"')
     if choice == "reference":
         search.reasons.append("KRYPTON_BACKEND=reference asks for the references")
-    elif not _find_prebuilt(search):
-        _find_compiled(search)
+    elif wanted.key == "CUDA" and torch.version.cuda is None:
+        search.reasons.append("torch has no CUDA")
+    elif not _find_prebuilt(search, wanted):
+        _find_compiled(search, wanted)
     return search
 
 
-def _find_prebuilt(search: _Search) -> bool:
-    for path in (_PACKAGE / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES):
+def _find_prebuilt(search: _Search, wanted: _Binary) -> bool:
+    for path in (_PACKAGE / f"{wanted.module}{suffix}" for suffix in EXTENSION_SUFFIXES):
         if path.exists():
-            return _open(path, search)
+            return _open(path, search, wanted)
     search.reasons.append(f"no prebuilt binary in {_PACKAGE}")
     return False
 
 
-def _find_compiled(search: _Search) -> None:
+def _find_compiled(search: _Search, wanted: _Binary) -> None:
     """Takes the cached binary of these very sources, or compiles it."""
     if os.environ.get("KRYPTON_JIT") == "0":
         search.reasons.append("KRYPTON_JIT=0 turns compiling off")
@@ -164,27 +203,29 @@ def _find_compiled(search: _Search) -> None:
         search.reasons.append(f"no kernel sources (csrc) in or beside {_PACKAGE}")
         return
     try:
-        cached = _cache_folder(roots[0]) / f"{_LIBRARY}{EXTENSION_SUFFIXES[-1]}"
+        folder = _cache_folder(roots[0], wanted)
+        cached = folder / f"{wanted.library}{EXTENSION_SUFFIXES[-1]}"
         if cached.exists():
-            if _open(cached, search):
+            if _open(cached, search, wanted):
                 return
             cached.unlink()
-        if _compile(roots[0], cached, search):
-            _open(cached, search)
+        if _compile(roots[0], cached, search, wanted):
+            _open(cached, search, wanted)
     except Exception as error:  # whatever fails here, the references give the same results
         search.fail(f"compiling the kernels failed: {error}")
 
 
-def _cache_folder(root: Path) -> Path:
+def _cache_folder(root: Path, wanted: _Binary) -> Path:
     base = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME")
     digest = hashlib.sha256(" ".join(_FLAGS).encode())
-    for source in sorted((*root.glob("*.h"), *root.glob("cpu/*.cpp"))):
+    patterns = (*wanted.headers, wanted.sources)
+    for source in sorted(path for pattern in patterns for path in root.glob(pattern)):
         digest.update(source.read_bytes())
     name = f"torch{torch.__version__}-{platform.machine()}-{digest.hexdigest()[:16]}"
     return (Path(base) if base else Path.home() / ".cache") / "captum_krypton" / name
 
 
-def _compile(root: Path, binary: Path, search: _Search) -> bool:
+def _compile(root: Path, binary: Path, search: _Search, wanted: _Binary) -> bool:
     compiler = shlex.split(os.environ.get("CXX", "") or ("cl" if os.name == "nt" else "c++"))[0]
     if shutil.which(compiler) is None:
         search.reasons.append(f"no C++ compiler ({compiler}) to compile the kernels with")
@@ -193,6 +234,14 @@ def _compile(root: Path, binary: Path, search: _Search) -> bool:
     from filelock import FileLock
     from torch.utils import cpp_extension
 
+    if wanted.key == "CUDA":
+        # nvcc may be a wrapper that lies outside its toolkit, which is where torch looks then.
+        homes = (os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME, "/usr/local/cuda")
+        found = [h for h in homes if h and (Path(h) / "include" / "cuda_runtime.h").is_file()]
+        if not found:
+            search.reasons.append("no CUDA toolkit to compile the kernels with")
+            return False
+        cpp_extension.CUDA_HOME = found[0]
     binary.parent.mkdir(parents=True, exist_ok=True)
     # The operating system releases this lock when its holder dies, so a killed build blocks no one.
     with FileLock(binary.parent / "lock"), _ninja_on_path():
@@ -203,9 +252,10 @@ def _compile(root: Path, binary: Path, search: _Search) -> bool:
         build.mkdir()
         _logger.info("compiling the kernels, once, a few seconds: %s", binary)
         cpp_extension.load(
-            _LIBRARY,
-            [str(source) for source in sorted(root.glob("cpu/*.cpp"))],
+            wanted.library,
+            [str(source) for source in sorted(root.glob(wanted.sources))],
             extra_cflags=_FLAGS,
+            extra_cuda_cflags=["-O3", "-DUSE_CUDA", _FLAGS[1]],
             build_directory=str(build),
             is_python_module=False,
         )
@@ -228,21 +278,21 @@ def _ninja_on_path() -> Iterator[None]:
         os.environ["PATH"] = path
 
 
-def _open(path: Path, search: _Search) -> bool:
+def _open(path: Path, search: _Search, wanted: _Binary) -> bool:
     """Loads a binary; one that has just been compiled is in the process already."""
     try:
-        if not _registered():
+        if not _registered(wanted):
             torch.ops.load_library(str(path))
     except Exception as error:
         search.fail(f"{path} does not load: {error}")
         return False
-    if not _registered():
+    if not _registered(wanted):
         search.fail(f"{path} lacks kernels of this version")
         return False
     search.path = path
     return True
 
 
-def _registered() -> bool:
+def _registered(wanted: _Binary) -> bool:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return all(has_kernel(operator, "CPU") for operator in _OPERATORS)
+    return all(has_kernel(f"captum_krypton::{name}", wanted.key) for name in wanted.operators)

@@ -54,7 +54,7 @@ def pool_patches(
     Returns:
         The output patches, (B, C, *size), float32, channels-last.
     """
-    if not _loader.ready:
+    if "cpu" not in _loader.ready:
         _loader.load()
     result: Tensor = torch.ops.captum_krypton.pool_patches.default(
         *source, read_offset, size, output_extent, kernel, stride, dilation, maximum, divisor

@@ -17,9 +17,9 @@
 #include <string>
 #include <vector>
 
+#include "../arena.h"
 #include "../convolve.h"
 #include "../tensors.h"
-#include "../arena.h"
 
 namespace captum_krypton {
 namespace {
@@ -104,7 +104,9 @@ Extents extents(const char* name, const OptionalTensor& extent, int64_t windows,
   Extents cells;
   if (extent) {
     check(name, *extent, ScalarType::Long, 2);
-    const Tensor given = packed_extent(name, *extent, windows, {height, width});
+    check_index(name, *extent, *extent, windows, 2);
+    const Tensor given = pack(*extent, MemoryFormat::Contiguous);
+    check_extent(name, given, {height, width});
     const int64_t* const from = given.const_data_ptr<int64_t>();
     cells.assign(from, from + 2 * windows);
     return cells;
@@ -147,9 +149,9 @@ Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Te
   check("image", image, ScalarType::Long, 1);
   check("patch_offset", patch_offset, ScalarType::Long, 2);
   check("read_offset", read_offset, ScalarType::Long, 2);
-  check_index("image", image, windows, 1);
-  check_index("patch_offset", patch_offset, windows, 2);
-  check_index("read_offset", read_offset, windows, 2);
+  check_index("image", image, base, windows, 1);
+  check_index("patch_offset", patch_offset, base, windows, 2);
+  check_index("read_offset", read_offset, base, windows, 2);
   Held held{pack(base, MemoryFormat::ChannelsLast),
             pack(patch, MemoryFormat::ChannelsLast),
             pack(image, MemoryFormat::Contiguous),

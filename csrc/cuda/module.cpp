@@ -1,0 +1,2 @@
+#define KRYPTON_MODULE _C_cuda
+#include "../module.h"

@@ -1,0 +1,145 @@
+"""Everything that needs a GPU, in one command: tests, bandwidth of the kernel, speed of maps.
+
+    python examples/gpu_check.py --json docs/data/gpu.json
+
+Runs the tests that are skipped without a card, the kernel under compute-sanitizer where that is
+installed, the kernel's bandwidth beside a device copy's, and `compare_with_captum.py` for the
+paper's three networks, windows of 16 pixels and a stride of 4 (`--stride`). The exit status is 0
+where every test passed. `--device cpu` rehearses the measurements without a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from _shared import machine
+from compare_with_captum import compare, print_table
+from compare_with_captum import parse as parse_comparison
+
+from captum_krypton import backend_info
+from captum_krypton._ops import gather_patches
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORKS = {"vgg16": 224, "resnet18": 224, "inception_v3": 299}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Channels, side of the volume, side of the patches and of the read-in blocks, windows in a batch.
+VOLUMES = ((64, 224, 20, 22, 256), (256, 56, 10, 12, 512), (512, 14, 7, 9, 1024))
+SANITIZED = "test_large_batches or test_volumes or current_stream"
+
+
+def run_tests() -> dict[str, Any]:
+    """The GPU tests, and some of them under compute-sanitizer."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"]
+    plain = subprocess.run(pytest, cwd=ROOT, capture_output=True, text=True)
+    result = {"passed": plain.returncode == 0, "summary": last_line(plain.stdout)}
+    if plain.returncode:
+        print(plain.stdout)
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        return {**result, "compute_sanitizer": "not installed"}
+    command = [sanitizer, "--error-exitcode", "9", *pytest, "-k", SANITIZED]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result["passed"] = result["passed"] and checked.returncode == 0
+    return {**result, "compute_sanitizer": last_line(checked.stdout)}
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def seconds_of(work: Callable[[], object], device: str, repeats: int = 20) -> float:
+    """Median seconds of one run of `work`, after two that do not count."""
+    times = []
+    for number in range(repeats + 2):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if number > 1:
+            times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def bandwidth(device: str) -> list[dict[str, Any]]:
+    """Bytes a second that the gather and a copy write, for the same output."""
+    rows = []
+    for channels, side, patch_side, read_side, windows in VOLUMES:
+        offset = torch.randint(-1, side - read_side + 2, (windows, 2), device=device)
+        image = torch.zeros(windows, dtype=torch.int64, device=device)
+        for dtype in DTYPES:
+            for layout in (torch.channels_last, torch.contiguous_format):
+                base = torch.randn(1, channels, side, side, device=device).to(dtype)
+                patch = torch.randn(windows, channels, patch_side, patch_side, device=device)
+                base = base.contiguous(memory_format=layout)
+                patch = patch.to(dtype).contiguous(memory_format=layout)
+                arguments = (base, patch, image, offset + 1, offset, (read_side, read_side))
+                block = gather_patches(*arguments)
+                source = block.clone()
+                gathered = seconds_of(lambda a=arguments: gather_patches(*a), device)
+                copied = seconds_of(lambda b=block, s=source: b.copy_(s), device)
+                rows.append(
+                    {
+                        "output": list(block.shape),
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "channels_last": layout is torch.channels_last,
+                        "gather_gb_per_s": block.numel() * block.element_size() / gathered / 1e9,
+                        "copy_gb_per_s": block.numel() * block.element_size() / copied / 1e9,
+                        "share": copied / gathered,
+                    }
+                )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything; 0 where all tests passed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu for a rehearsal")
+    parser.add_argument("--stride", type=int, default=4, help="pixels between windows")
+    parser.add_argument("--sample", type=int, default=512, help="windows that naive sides run")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
+    parser.add_argument("--only", nargs="+", default=list(NETWORKS), help="these networks")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--json", help="write everything measured to this file")
+    options = parser.parse_args(arguments)
+    result: dict[str, Any] = {
+        "machine": machine(options.device),
+        "backend": str(backend_info(options.device)),
+        "tests": run_tests() if options.device == "cuda" else "rehearsal",
+        "bandwidth": bandwidth(options.device),
+        "networks": [],
+    }
+    print(result["backend"], result["tests"], sep="\n")
+    for row in result["bandwidth"]:
+        print(
+            f"{row['output']!s:<24}{row['dtype']:<10}{'last' if row['channels_last'] else 'first'} "
+            f"{row['gather_gb_per_s']:8.1f} GB/s, {row['share']:.2f} of a copy"
+        )
+    for name in options.only:
+        for batch in ([], ["--batch=1"]):  # Captum's best, then its default
+            asked = [f"--model={name}", f"--size={NETWORKS.get(name, 224)}", *batch]
+            asked += [f"--stride={options.stride}", f"--sample={options.sample}"]
+            asked += [f"--device={options.device}", f"--rounds={options.rounds}"]
+            asked += ["--no-compile"] if options.no_compile or batch else []
+            compared = compare(parse_comparison(asked))
+            print_table(compared)
+            result["networks"].append(compared)
+        if options.json:  # after each one: a long run that is stopped keeps what it has
+            Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if options.device != "cuda" or result["tests"]["passed"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""What only a GPU can show: the kernel on the card, and maps made there. Skipped without one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from captum.attr import Occlusion
+from hypothesis import given, settings
+from networks import networks
+from test_gather import Case, bits, cases, naive, values, wide
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion, backend_info
+from captum_krypton._ops import gather_patches
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def on_card(case: Case) -> Case:
+    moved = {
+        field.name: value.cuda()
+        for field in dataclasses.fields(case)
+        if isinstance(value := getattr(case, field.name), Tensor)
+    }
+    return dataclasses.replace(case, **moved)
+
+
+def test_the_kernel_for_cuda_runs() -> None:
+    info = backend_info("cuda")
+    assert info.name == "cuda", info.reasons
+
+
+@settings(max_examples=250, deadline=None)
+@given(case=cases())
+def test_equals_a_loop_over_cells(case: Case) -> None:
+    result = gather_patches(*on_card(case).arguments())
+    assert result.is_cuda
+    assert torch.equal(bits(result.cpu()), bits(naive(case)))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_large_batches(layout: str, dtype: torch.dtype) -> None:
+    case = wide(layout, dtype)
+    assert torch.equal(
+        bits(gather_patches(*on_card(case).arguments()).cpu()),
+        bits(gather_patches(*case.arguments())),
+    )
+
+
+def test_the_current_stream_is_used() -> None:
+    case = on_card(wide("channels last"))
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late = case.base.clone()  # waits on the stream, as what reads it must
+        result = gather_patches(late, *case.arguments()[1:])
+    stream.synchronize()
+    assert torch.equal(bits(result.cpu()), bits(gather_patches(*case.arguments()).cpu()))
+
+
+def test_a_graph_can_be_captured() -> None:
+    """No synchronisation, and no address that changes from call to call."""
+    case = on_card(wide("channels last"))
+    gather_patches(*case.arguments())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = gather_patches(*case.arguments())
+    case.base.mul_(2)
+    graph.replay()
+    assert torch.equal(bits(result.cpu()), bits(gather_patches(*case.arguments()).cpu()))
+
+
+def test_volumes_beyond_32_bit_indices() -> None:
+    size = 2**31 + 64
+    if torch.cuda.mem_get_info()[0] < 3 * size:
+        pytest.skip("needs 6 GiB of the card's memory")
+    base = torch.zeros(1, 1, size, dtype=torch.uint8, device="cuda")
+    base[..., -8:] = torch.arange(8, device="cuda")
+    index = torch.tensor([[size - 6]], device="cuda")
+    none = base.new_empty(1, 1, 0)
+    result = gather_patches(base, none, index[0] * 0, index, index, (8,))
+    assert result.flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(model=networks((3, 9, 8), classes=4))
+def test_maps_equal_captum(model: nn.Module) -> None:
+    model = model.cuda()
+    x = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1)).double().cuda()
+    windows = {"sliding_window_shapes": (3, 3, 2), "strides": (3, 2, 1), "target": 1}
+    expected = Occlusion(model).attribute(x, **windows)
+    got = KryptonOcclusion(model).attribute(x, **windows)
+    assert got.is_cuda
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9 * float(expected.abs().max() + 1))
+
+
+def test_a_network_on_the_card() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 16, 3))
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(16 * 14 * 14, 5)).cuda()
+    x = values((2, 3, 64, 64), torch.float32, 3, "contiguous").nan_to_num().cuda()
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        expected = Occlusion(model).attribute(x, (3, 8, 8), (3, 4, 4), target=1)
+        heat = KryptonOcclusion(model).heatmap(x, (3, 8, 8), (3, 4, 4), target=1)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert heat.report.path == "incremental"
+    assert heat.scores.is_cuda
+    difference = (heat.attribution() - expected).abs().max()
+    assert float(difference) <= 1e-4 * float(expected.abs().max())
