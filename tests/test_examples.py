@@ -91,6 +91,22 @@ def test_compare_with_captum(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_gpu_check_rehearses_without_a_card(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    done = run_example(
+        "gpu_check.py",
+        *("--device=cpu", "--only", "squeezenet1_1", "--size=64", "--stride=16", "--sample=4"),
+        *("--rounds=1", "--no-compile", f"--json={file}"),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert [row["model"] for row in result["networks"]] == ["squeezenet1_1"] * 2
+    assert result["networks"][1]["sides"]["captum"]["batch"] == 1
+    assert {row["dtype"] for row in result["bandwidth"]} >= {"float16", "float64"}
+    assert all(row["share"] > 0 for row in result["bandwidth"])
+
+
+@pytest.mark.slow
 def test_network_table(tmp_path: Path) -> None:
     file = tmp_path / "networks.json"
     done = run_example(
