@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,32 +11,26 @@ from typing import Any
 import torch
 from captum._utils.common import _run_forward, _select_targets
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ._arguments import Call, Predicted
-from ._capture import refuse_training, watched
+from ._capture import watched
 from ._compile import CompileCache, Compiled, default_memory_budget, signature
 from ._execute import Execution, RunStatistics
-from ._heatmap import OcclusionMap, Report
-from ._naive import naive_scores
+from ._heatmap import OcclusionMap, Report, map_of
+from ._naive import FewWindows, devices_of, naive_scores
 from ._ops import backend_info
+from ._outcome import difference, resolve_target, row_target, tolerance
 from ._plan import Plan
+from ._progress import progress
 from ._recorder import NotCapturable
 
 __all__ = ["Engine", "Fallback"]
 
-# How far two computations of one outcome may be apart, relative to the largest outcome: on the
-# checked windows, and (a hundred times as far) on the untouched input.
-_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+# How much farther from the forward function than on checked windows the graph may be on the
+# untouched input.
 _LOOSE = 100.0
 _MOST_ROWS = {"cpu": 64}
 _MOST_ROWS_ELSEWHERE = 256
-
-# Capture, packed weights, a plan and a check take about as long as so many rows of the forward
-# function (12 to 17, docs/design.md). The first maps of a model save less with fewer windows.
-_SETUP_ROWS = 24
-_ROWS_TOGETHER = {"cpu": 4}
-_ROWS_TOGETHER_ELSEWHERE = 64
 
 
 class Fallback(Exception):
@@ -77,7 +70,7 @@ class Engine:
         self.forward, self.memory_budget = forward, memory_budget
         self.winograd, self.self_check = winograd, self_check
         self.cache = CompileCache()
-        self._rows_without: Counter[Any] = Counter()  # signature -> rows run without a graph
+        self.few = FewWindows(forward)
 
     def maps(
         self,
@@ -98,10 +91,11 @@ class Engine:
         started = time.perf_counter()
         _refuse(call)
         with _untouched_random_state(call):
-            if ran is None and self._too_few(call):
-                few = self._maps_without_graph(call, show_progress)
-                if few is not None:
-                    return few
+            key = signature(call)
+            if ran is None and not self.cache.knows(key) and self.few.are_all(call, key):
+                maps = self.few.maps(call, show_progress)
+                if maps is not None:
+                    return maps
             compiled = self._compiled(call)
             fresh = not compiled.notes
             output, notes = self._reference(call, compiled)
@@ -130,129 +124,6 @@ class Engine:
         with _untouched_random_state(call):
             compiled = self._compiled(call)
         return tuple(self._plan(compiled, call, i) for i in range(len(call.inputs)))
-
-    def naive_maps(
-        self, call: Call, fallback: Fallback, show_progress: bool
-    ) -> tuple[OcclusionMap, ...]:
-        """The maps by running the forward function for every window, as Captum does."""
-        output = _run_forward(self.forward, call.inputs, None, call.extra or None)
-        if not isinstance(output, Tensor):
-            output = torch.tensor(output)
-        target = resolve_target(output, call.target)
-        reference = _select_targets(output, target)
-        maps = []
-        for position, grid in enumerate(call.grids):
-            started = time.perf_counter()
-            with _progress(call, show_progress, grid.total) as advance:
-                scores = naive_scores(
-                    self.forward,
-                    call,
-                    position,
-                    target,
-                    list(range(grid.total)),
-                    advance,
-                    captum=True,
-                )
-            report = Report(
-                "captum",
-                (str(fallback),),
-                grid.total,
-                1,
-                math.ceil(grid.total / (call.perturbations or 1)),
-                call.perturbations or 1,
-                time.perf_counter() - started,
-            )
-            rows = scores.movedim(0, 1) if scores.dim() > 1 else scores[None]
-            maps.append(_map(call, position, rows, reference, target, report))
-        return tuple(maps)
-
-    def _too_few(self, call: Call) -> bool:
-        """Whether the windows are too few for a graph to pay, those of earlier calls counted."""
-        rows = call.examples * sum(grid.total for grid in call.grids)
-        key = signature(call)
-        if self._rows_without[key] + rows > _SETUP_ROWS or self.cache.knows(key):
-            return False
-        arguments = zip(call.arguments, call.batched, strict=True)
-        if any(isinstance(a, Tensor) and not batched for a, batched in arguments):
-            return False  # Captum repeats it for several windows
-        try:
-            refuse_training(self.forward)
-        except NotCapturable:
-            return False
-        self._rows_without[key] += rows
-        return True
-
-    def _maps_without_graph(
-        self, call: Call, show_progress: bool
-    ) -> tuple[OcclusionMap, ...] | None:
-        """The maps by the forward function itself, a few windows at a time.
-
-        Windows that run together must not change each other's outcome: one is run alone too.
-
-        Returns:
-            The maps, or None where this does not hold, or where the forward fails or draws random
-            numbers: a capture says why.
-        """
-        device = call.inputs[0].device.type
-        most = _ROWS_TOGETHER.get(device, _ROWS_TOGETHER_ELSEWHERE)
-        most = min(most, call.perturbations or most)
-        step = max(1, most // call.examples)
-        together = Call(**{**vars(call), "perturbations": step})
-        maps: list[OcclusionMap] = []
-        windows = sum(grid.total for grid in call.grids)
-        random_state = _random_state(call)
-        try:
-            started = time.perf_counter()
-            output = _run_forward(self.forward, call.inputs, None, call.extra or None)
-            if not isinstance(output, Tensor) or output.shape[:1] != (call.examples,):
-                return None
-            target = resolve_target(output.detach(), call.target)
-            reference = _select_targets(output.detach(), target)
-            with _progress(call, show_progress, windows) as advance:
-                for position, grid in enumerate(call.grids):
-                    run = (self.forward, together, position, target)
-                    scores = naive_scores(*run, list(range(grid.total)), advance, captum=False)
-                    if not maps and not self._alone_as_together(*run, scores, reference):
-                        return None
-                    now = time.perf_counter()
-                    report = Report(
-                        "naive",
-                        (f"{windows} windows are too few for a graph to pay",),
-                        grid.total,
-                        1,
-                        math.ceil(grid.total / step),
-                        min(step, grid.total) * call.examples,
-                        now - started,
-                    )
-                    maps.append(
-                        _map(call, position, scores.movedim(0, 1), reference, target, report)
-                    )
-                    started = now
-        except Exception:  # said by the path that follows, if it is met there too
-            return None
-        return tuple(maps) if _random_state(call) == random_state else None
-
-    def _alone_as_together(
-        self,
-        forward: Callable[..., Any],
-        together: Call,
-        position: int,
-        target: Any,
-        scores: Tensor,
-        reference: Tensor,
-    ) -> bool:
-        """Whether a window from within a batch has the same outcome in a batch of its own."""
-        step, total = together.perturbations or 1, together.grids[position].total
-        if step == 1 or total == 1:
-            return True
-        window = total // 2
-        window += (1 - window) % step  # neither the first nor, of four, the last in its batch
-        window = window if window < total else 1
-        single = Call(**{**vars(together), "perturbations": 1})
-        alone = naive_scores(
-            forward, single, position, target, [window], lambda rows: None, captum=False
-        )
-        return difference(scores[[window]], alone) <= tolerance(alone, reference)
 
     def resolved_target(self, call: Call) -> Any:
         """The target as Captum takes it; runs the forward function only where it must."""
@@ -306,7 +177,7 @@ class Engine:
         windows = sum(plan.grid.total for plan in plans)
         maps = []
         setup = time.perf_counter() - started
-        with _progress(call, show_progress, windows) as advance:
+        with progress(call, show_progress, windows) as advance:
             for position, plan in enumerate(plans):
                 began = time.perf_counter() - setup
                 noise = _Noise(output)
@@ -315,7 +186,7 @@ class Engine:
                     compiled.constants,
                     tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
                     _baseline(call, position),
-                    lambda rows, image: _select_targets(rows, _row_target(target, image)),
+                    lambda rows, image: _select_targets(rows, row_target(target, image)),
                     last=compiled.last,
                     packs=compiled.packs,
                     on_base=noise.see,
@@ -342,7 +213,7 @@ class Engine:
                     plan.seconds * call.examples,
                 )
                 ran.append((plan, execution.statistics))
-                maps.append(_map(call, position, scores, reference, target, report))
+                maps.append(map_of(plan.grid, scores, reference, target, report))
                 setup = 0.0  # counted with the first input
         return tuple(maps)
 
@@ -406,30 +277,6 @@ class _Noise:
         self.error = max(self.error, error)
 
 
-def tolerance(*outcomes: Tensor) -> float:
-    """How far apart two computations of such outcomes may be: rounding, and no more."""
-    dtype = outcomes[0].dtype
-    if dtype not in _TOLERANCE:
-        return 0.0
-    scale = max(float(_largest(outcome)) for outcome in outcomes)
-    return _TOLERANCE[dtype] * scale + 4 * torch.finfo(dtype).eps
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinite where one is finite and the other is not."""
-    if a.numel() == 0:
-        return 0.0
-    a, b = a.double(), b.double()
-    gap = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-    return float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max())
-
-
-def _largest(tensor: Tensor) -> Tensor:
-    finite = tensor.double().abs()
-    finite = torch.where(finite.isfinite(), finite, 0.0)
-    return finite.max() if finite.numel() else finite.sum()
-
-
 def checked_windows(counts: tuple[int, ...]) -> list[int]:
     """The middle one of the windows, a corner, the last and an edge, by row-major number.
 
@@ -448,28 +295,6 @@ def checked_windows(counts: tuple[int, ...]) -> list[int]:
             number = number * count + index
         numbers.add(number)
     return sorted(numbers)
-
-
-def resolve_target(output: Tensor, target: Any) -> Any:
-    """Captum's target; for the default, the largest output of each example."""
-    if not isinstance(target, Predicted):
-        return target
-    if output.dim() < 2 or output.numel() == 0:
-        return None
-    best = output.reshape(output.shape[0], -1).argmax(1)
-    if output.dim() == 2:
-        return int(best) if len(best) == 1 else best
-    index = torch.unravel_index(best, output.shape[1:])
-    return [tuple(int(i[n]) for i in index) for n in range(output.shape[0])]
-
-
-def _row_target(target: Any, image: Tensor) -> Any:
-    """The target for rows that belong to the given images."""
-    if isinstance(target, list):
-        return [target[i] for i in image.tolist()]
-    if isinstance(target, Tensor) and target.numel() > 1:
-        return target.to(image.device)[image]
-    return target
 
 
 def _baseline(call: Call, position: int) -> Tensor | float:
@@ -504,46 +329,7 @@ def _refuse(call: Call) -> None:
             raise Fallback(f"baselines[{i}] is not finite")
 
 
-def _map(
-    call: Call, position: int, scores: Tensor, reference: Tensor, target: Any, report: Report
-) -> OcclusionMap:
-    """Puts (N, windows, outputs...) into the shape of the grid."""
-    grid = call.grids[position]
-    counts = grid.counts
-    if len(counts) > 1 and counts[0] == 1:
-        counts = counts[1:]
-    ordered = scores.movedim(1, -1)
-    ordered = ordered.reshape(*ordered.shape[:-1], *counts)
-    return OcclusionMap(ordered, reference, grid, target, report)
-
-
-def _devices(call: Call) -> list[int]:
-    return sorted({t.device.index for t in call.inputs if t.is_cuda})
-
-
-def _random_state(call: Call) -> list[bytes]:
-    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in _devices(call))]
-    return [state.numpy().tobytes() for state in states]
-
-
 @contextmanager
 def _untouched_random_state(call: Call) -> Iterator[None]:
-    with torch.random.fork_rng(devices=_devices(call)):
+    with torch.random.fork_rng(devices=devices_of(call)):
         yield
-
-
-@contextmanager
-def _progress(call: Call, show: bool, windows: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over windows, told of rows: a window has one for each example."""
-    if not show:
-        yield lambda rows: None
-        return
-    with tqdm(total=windows, desc="Krypton Occlusion", unit="window") as bar:
-        rows = 0
-
-        def advance(more: int) -> None:
-            nonlocal rows
-            before, rows = rows // call.examples, rows + more
-            bar.update(rows // call.examples - before)
-
-        yield advance

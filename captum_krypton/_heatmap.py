@@ -15,7 +15,7 @@ from ._windows import WindowGrid
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["OcclusionMap", "Report"]
+__all__ = ["OcclusionMap", "Report", "map_of"]
 
 
 @dataclass(frozen=True)
@@ -196,3 +196,15 @@ def as_picture(image: Any) -> np.ndarray[Any, Any]:
     elif array.max() > 1:
         array = array / 255.0
     return np.clip(array, 0, 1)
+
+
+def map_of(
+    grid: WindowGrid, scores: Tensor, reference: Tensor, target: Any, report: Report
+) -> OcclusionMap:
+    """The map of a grid's windows, from their outcomes (N, windows, outputs...)."""
+    counts = grid.counts
+    if len(counts) > 1 and counts[0] == 1:
+        counts = counts[1:]
+    ordered = scores.movedim(1, -1)
+    ordered = ordered.reshape(*ordered.shape[:-1], *counts)
+    return OcclusionMap(ordered, reference, grid, target, report)

@@ -1,17 +1,47 @@
-"""Windows one after another through the forward function itself, as Captum does it."""
+"""Windows one after another through the forward function itself, as Captum does it.
+
+That is the way where no graph can be captured, and for a model's first windows where they are too
+few for a graph to pay.
+"""
 
 from __future__ import annotations
 
+import math
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from captum._utils.common import _expand_additional_forward_args, _expand_target, _run_forward
+from captum._utils.common import (
+    _expand_additional_forward_args,
+    _expand_target,
+    _run_forward,
+    _select_targets,
+)
 from torch import Tensor
 
 from ._arguments import Call
+from ._capture import refuse_training
+from ._heatmap import OcclusionMap, Report, map_of
+from ._outcome import difference, resolve_target, tolerance
+from ._progress import progress
+from ._recorder import NotCapturable
 
-__all__ = ["naive_scores", "occluded_input", "window_slices"]
+__all__ = [
+    "FewWindows",
+    "devices_of",
+    "naive_maps",
+    "naive_scores",
+    "occluded_input",
+    "window_slices",
+]
+
+# Capture, packed weights, a plan and a check take about as long as so many rows of the forward
+# function (12 to 17, docs/design.md). The first maps of a model save less with fewer windows.
+_SETUP_ROWS = 24
+_ROWS_TOGETHER = {"cpu": 4}
+_ROWS_TOGETHER_ELSEWHERE = 64
 
 
 def window_slices(call: Call, position: int, window: int) -> tuple[slice, ...]:
@@ -48,7 +78,7 @@ def naive_scores(
     position: int,
     target: Any,
     windows: list[int],
-    progress: Callable[[int], None],
+    advance: Callable[[int], None],
     *,
     captum: bool,
 ) -> Tensor:
@@ -78,5 +108,146 @@ def naive_scores(
             if len(part) > 1
             else outcome.detach()[None]
         )
-        progress(len(part) * call.examples)
+        advance(len(part) * call.examples)
     return torch.cat(rows)
+
+
+def naive_maps(
+    forward: Callable[..., Any], call: Call, reason: str, show_progress: bool
+) -> tuple[OcclusionMap, ...]:
+    """The maps by running the forward function for every window, as Captum does."""
+    output = _run_forward(forward, call.inputs, None, call.extra or None)
+    if not isinstance(output, Tensor):
+        output = torch.tensor(output)
+    target = resolve_target(output, call.target)
+    reference = _select_targets(output, target)
+    maps = []
+    for position, grid in enumerate(call.grids):
+        started = time.perf_counter()
+        with progress(call, show_progress, grid.total) as advance:
+            scores = naive_scores(
+                forward,
+                call,
+                position,
+                target,
+                list(range(grid.total)),
+                advance,
+                captum=True,
+            )
+        report = Report(
+            "captum",
+            (reason,),
+            grid.total,
+            1,
+            math.ceil(grid.total / (call.perturbations or 1)),
+            call.perturbations or 1,
+            time.perf_counter() - started,
+        )
+        rows = scores.movedim(0, 1) if scores.dim() > 1 else scores[None]
+        maps.append(map_of(grid, rows, reference, target, report))
+    return tuple(maps)
+
+
+class FewWindows:
+    """A model's first windows, run through the forward function while a graph would not pay.
+
+    Args:
+        forward: the forward function.
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+        self._rows: Counter[Any] = Counter()  # of each kind of input, run so far
+
+    def are_all(self, call: Call, key: tuple[Any, ...]) -> bool:
+        """Whether the windows are that few, those of earlier calls of the same `key` counted."""
+        rows = call.examples * sum(grid.total for grid in call.grids)
+        if self._rows[key] + rows > _SETUP_ROWS:
+            return False
+        arguments = zip(call.arguments, call.batched, strict=True)
+        if any(isinstance(a, Tensor) and not batched for a, batched in arguments):
+            return False  # Captum repeats it for several windows
+        try:
+            refuse_training(self.forward)
+        except NotCapturable:
+            return False
+        self._rows[key] += rows
+        return True
+
+    def maps(self, call: Call, show_progress: bool) -> tuple[OcclusionMap, ...] | None:
+        """The maps by the forward function itself, a few windows at a time.
+
+        Windows that run together must not change each other's outcome: one is run alone too.
+
+        Returns:
+            The maps, or None where this does not hold, or where the forward fails or draws random
+            numbers: a capture says why.
+        """
+        device = call.inputs[0].device.type
+        most = _ROWS_TOGETHER.get(device, _ROWS_TOGETHER_ELSEWHERE)
+        most = min(most, call.perturbations or most)
+        step = max(1, most // call.examples)
+        together = Call(**{**vars(call), "perturbations": step})
+        maps: list[OcclusionMap] = []
+        windows = sum(grid.total for grid in call.grids)
+        random_state = _random_state(call)
+        try:
+            started = time.perf_counter()
+            output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+            if not isinstance(output, Tensor) or output.shape[:1] != (call.examples,):
+                return None
+            target = resolve_target(output.detach(), call.target)
+            reference = _select_targets(output.detach(), target)
+            with progress(call, show_progress, windows) as advance:
+                for position, grid in enumerate(call.grids):
+                    run = (self.forward, together, position, target)
+                    scores = naive_scores(*run, list(range(grid.total)), advance, captum=False)
+                    if not maps and not self._alone_as_together(*run, scores, reference):
+                        return None
+                    now = time.perf_counter()
+                    report = Report(
+                        "naive",
+                        (f"{windows} windows are too few for a graph to pay",),
+                        grid.total,
+                        1,
+                        math.ceil(grid.total / step),
+                        min(step, grid.total) * call.examples,
+                        now - started,
+                    )
+                    maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))
+                    started = now
+        except Exception:  # said by the path that follows, if it is met there too
+            return None
+        return tuple(maps) if _random_state(call) == random_state else None
+
+    def _alone_as_together(
+        self,
+        forward: Callable[..., Any],
+        together: Call,
+        position: int,
+        target: Any,
+        scores: Tensor,
+        reference: Tensor,
+    ) -> bool:
+        """Whether a window from within a batch has the same outcome in a batch of its own."""
+        step, total = together.perturbations or 1, together.grids[position].total
+        if step == 1 or total == 1:
+            return True
+        window = total // 2
+        window += (1 - window) % step  # neither the first nor, of four, the last in its batch
+        window = window if window < total else 1
+        single = Call(**{**vars(together), "perturbations": 1})
+        alone = naive_scores(
+            forward, single, position, target, [window], lambda rows: None, captum=False
+        )
+        return difference(scores[[window]], alone) <= tolerance(alone, reference)
+
+
+def devices_of(call: Call) -> list[int]:
+    """The GPUs that the inputs lie on, by number."""
+    return sorted({t.device.index for t in call.inputs if t.is_cuda})
+
+
+def _random_state(call: Call) -> list[bytes]:
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices_of(call))]
+    return [state.numpy().tobytes() for state in states]

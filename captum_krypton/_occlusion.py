@@ -17,6 +17,7 @@ from ._engine import Engine, Fallback
 from ._execute import RunStatistics
 from ._explain import Explanation, explain
 from ._heatmap import OcclusionMap
+from ._naive import naive_maps
 from ._plan import Plan
 
 __all__ = ["KryptonFallbackWarning", "KryptonOcclusion"]
@@ -218,7 +219,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             maps = self._engine.maps(call, show_progress)
         except Fallback as fallback:
             self._warn(fallback)
-            maps = self._engine.naive_maps(call, fallback, show_progress)
+            maps = naive_maps(self.forward_func, call, str(fallback), show_progress)
         return maps if call.is_tuple else maps[0]
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import os
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from captum_krypton import _engine
+from captum_krypton import _naive
 
 # Drawing a network runs it, so drawing is slow and large by nature.
 _COMMON = settings(
@@ -34,4 +34,4 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(1)
 os.environ["KRYPTON_MEASURE"] = "0"
-_engine._SETUP_ROWS = 0
+_naive._SETUP_ROWS = 0

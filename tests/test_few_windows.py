@@ -10,14 +10,14 @@ import torch
 from captum.attr import Occlusion
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _engine
+from captum_krypton import KryptonOcclusion, _naive
 
 WINDOWS = {"sliding_window_shapes": (2, 4, 4), "strides": (2, 4, 4)}  # 9 of a 12 x 12 image
 
 
 @pytest.fixture(autouse=True)
 def setup_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_engine, "_SETUP_ROWS", 24)
+    monkeypatch.setattr(_naive, "_SETUP_ROWS", 24)
 
 
 def network() -> nn.Sequential:
