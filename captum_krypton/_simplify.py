@@ -188,6 +188,8 @@ def _of_selected(graph: Graph, node: Node, dim: int, index: int) -> list[Node] |
         narrowed = {v for v in operands if len(graph.shapes[v]) >= behind}
     else:
         return None
+    if any(len(graph.shapes[v]) == 1 for v in narrowed):
+        return None  # a tensor without dimensions counts as a number, which has a say in no type
 
     def without(value: ValueId) -> ValueId:
         own = graph.shapes[value]

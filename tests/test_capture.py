@@ -177,6 +177,7 @@ def test_only_the_selected_token_is_computed() -> None:
         lambda x: F.linear(x, torch.ones(3, 4))[..., 1],  # along the features
         lambda x: (x.relu() + 1)[:, :, 2].relu(),
         lambda x: (x[:, :1] * x)[:, 3],  # a dimension of size one
+        lambda x: (x * torch.ones(4, dtype=torch.float64))[..., 1],  # a type of its own
     ],
 )
 def test_what_a_selection_may_not_or_may_change(forward: Callable[[Tensor], Tensor]) -> None:
