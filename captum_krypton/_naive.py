@@ -37,8 +37,8 @@ __all__ = [
     "window_slices",
 ]
 
-# Capture, packed weights, a plan and a check take about as long as so many rows of the forward
-# function (12 to 17, docs/design.md). The first maps of a model save less with fewer windows.
+# Capture, packed weights, a plan and a check take about as long as 16 to 20 windows (docs/design.md).
+# A model's first maps save less where they have fewer windows than this in all.
 _SETUP_ROWS = 24
 _ROWS_TOGETHER = {"cpu": 4}
 _ROWS_TOGETHER_ELSEWHERE = 64
