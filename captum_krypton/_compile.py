@@ -44,6 +44,7 @@ class Compiled:
         first = call.inputs[0]
         self.last = channels_last(first)
         self.constants = prepare_constants(self.graph, self.last)
+        self.graph.constants = self.constants  # else every weight is there in two layouts
         self.packs: dict[tuple[ValueId, Algorithm], PackedWeight] = {}
         self.checked: set[tuple[Any, ...]] = set()
         self.notes: dict[tuple[Any, ...], list[Any]] = {}

@@ -264,7 +264,7 @@ class GroupRun:
         key = (value, algorithm)
         if key not in self.run.packs:
             self.run.packs[key] = pack_weight(
-                self.run.constants[value].contiguous(),
+                self.run.constants[value],
                 algorithm is Algorithm.WINOGRAD,
                 groups=groups,
             )

@@ -37,11 +37,14 @@ __all__ = [
     "window_slices",
 ]
 
-# Capture, packed weights, a plan and a check take about as long as 16 to 20 windows (docs/design.md).
-# A model's first maps save less where they have fewer windows than this in all.
+# Capture, packed weights, a plan and a check take about as long as 16 to 20 windows (see
+# docs/design.md). A model's first maps save less where they have fewer windows than this in all.
 _SETUP_ROWS = 24
+# Rows that run together then. On the CPU a row that takes long gains nothing by company: its
+# activations leave the caches as it is.
 _ROWS_TOGETHER = {"cpu": 4}
 _ROWS_TOGETHER_ELSEWHERE = 64
+_LONG_SECONDS = 0.2
 
 
 def window_slices(call: Call, position: int, window: int) -> tuple[slice, ...]:
@@ -183,11 +186,6 @@ class FewWindows:
             The maps, or None where this does not hold, or where the forward fails or draws random
             numbers: a capture says why.
         """
-        device = call.inputs[0].device.type
-        most = _ROWS_TOGETHER.get(device, _ROWS_TOGETHER_ELSEWHERE)
-        most = min(most, call.perturbations or most)
-        step = max(1, most // call.examples)
-        together = Call(**{**vars(call), "perturbations": step})
         maps: list[OcclusionMap] = []
         windows = sum(grid.total for grid in call.grids)
         random_state = _random_state(call)
@@ -198,6 +196,8 @@ class FewWindows:
                 return None
             target = resolve_target(output.detach(), call.target)
             reference = _select_targets(output.detach(), target)
+            step = self._windows_together(call, time.perf_counter() - started)
+            together = Call(**{**vars(call), "perturbations": step})
             with progress(call, show_progress, windows) as advance:
                 for position, grid in enumerate(call.grids):
                     run = (self.forward, together, position, target)
@@ -219,6 +219,15 @@ class FewWindows:
         except Exception:  # said by the path that follows, if it is met there too
             return None
         return tuple(maps) if _random_state(call) == random_state else None
+
+    def _windows_together(self, call: Call, seconds: float) -> int:
+        """How many windows run together where the untouched input took so long."""
+        device = call.inputs[0].device.type
+        rows = _ROWS_TOGETHER.get(device, _ROWS_TOGETHER_ELSEWHERE)
+        if device == "cpu" and seconds > _LONG_SECONDS * call.examples:
+            rows = 1
+        rows = min(rows, (call.perturbations or rows) * call.examples)
+        return max(1, rows // call.examples)
 
     def _alone_as_together(
         self,

@@ -18,6 +18,7 @@ WINDOWS = {"sliding_window_shapes": (2, 4, 4), "strides": (2, 4, 4)}  # 9 of a 1
 @pytest.fixture(autouse=True)
 def setup_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_naive, "_SETUP_ROWS", 24)
+    monkeypatch.setattr(_naive, "_LONG_SECONDS", float("inf"))  # whatever the machine is busy with
 
 
 def network() -> nn.Sequential:
@@ -88,7 +89,7 @@ def test_explain_shows_the_plan_of_the_graph() -> None:
     assert explainer.heatmap(image(), **WINDOWS).report.path == "incremental"
 
 
-def test_windows_run_together() -> None:
+def test_windows_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(network())
     heat = KryptonOcclusion(calls).heatmap(image(), **WINDOWS)
     assert heat.report.path == "naive"
@@ -96,6 +97,10 @@ def test_windows_run_together() -> None:
     assert (heat.report.batches, heat.report.batch_size) == (3, 4)
     calls.rows.clear()
     KryptonOcclusion(calls).heatmap(image(), **WINDOWS, perturbations_per_eval=1)
+    assert calls.rows == [1] * 10
+    calls.rows.clear()
+    monkeypatch.setattr(_naive, "_LONG_SECONDS", 0.0)
+    assert KryptonOcclusion(calls).heatmap(image(), **WINDOWS).report.batches == 9
     assert calls.rows == [1] * 10
 
 
