@@ -40,11 +40,11 @@ __all__ = [
 # Capture, packed weights, a plan and a check take about as long as 16 to 20 windows (see
 # docs/design.md). A model's first maps save less where they have fewer windows than this in all.
 _SETUP_ROWS = 24
-# Rows that run together then. On the CPU a row that takes long gains nothing by company: its
-# activations leave the caches as it is.
+# Where a row takes long, what does not grow with it counts for less, and on the CPU rows gain nothing
+# by company: their activations leave the caches as it is.
+_LONG_SECONDS, _SETUP_LONG_ROWS = 0.3, 12
 _ROWS_TOGETHER = {"cpu": 4}
 _ROWS_TOGETHER_ELSEWHERE = 64
-_LONG_SECONDS = 0.2
 
 
 def window_slices(call: Call, position: int, window: int) -> tuple[slice, ...]:
@@ -183,8 +183,8 @@ class FewWindows:
         Windows that run together must not change each other's outcome: one is run alone too.
 
         Returns:
-            The maps, or None where this does not hold, or where the forward fails or draws random
-            numbers: a capture says why.
+            The maps, or None where this does not hold, where the forward fails or draws random
+            numbers (a capture says why), or where it takes so long that a graph does pay.
         """
         maps: list[OcclusionMap] = []
         windows = sum(grid.total for grid in call.grids)
@@ -196,7 +196,10 @@ class FewWindows:
                 return None
             target = resolve_target(output.detach(), call.target)
             reference = _select_targets(output.detach(), target)
-            step = self._windows_together(call, time.perf_counter() - started)
+            long = time.perf_counter() - started > _LONG_SECONDS * call.examples
+            if long and windows * call.examples > _SETUP_LONG_ROWS:
+                return None
+            step = self._windows_together(call, long)
             together = Call(**{**vars(call), "perturbations": step})
             with progress(call, show_progress, windows) as advance:
                 for position, grid in enumerate(call.grids):
@@ -220,11 +223,11 @@ class FewWindows:
             return None
         return tuple(maps) if _random_state(call) == random_state else None
 
-    def _windows_together(self, call: Call, seconds: float) -> int:
-        """How many windows run together where the untouched input took so long."""
+    def _windows_together(self, call: Call, long: bool) -> int:
+        """How many windows run together; `long` says whether a row takes long."""
         device = call.inputs[0].device.type
         rows = _ROWS_TOGETHER.get(device, _ROWS_TOGETHER_ELSEWHERE)
-        if device == "cpu" and seconds > _LONG_SECONDS * call.examples:
+        if device == "cpu" and long:
             rows = 1
         rows = min(rows, (call.perturbations or rows) * call.examples)
         return max(1, rows // call.examples)

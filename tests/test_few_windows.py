@@ -102,6 +102,8 @@ def test_windows_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_naive, "_LONG_SECONDS", 0.0)
     assert KryptonOcclusion(calls).heatmap(image(), **WINDOWS).report.batches == 9
     assert calls.rows == [1] * 10
+    heat = KryptonOcclusion(calls).heatmap(image(), (2, 4, 4), (2, 3, 3))  # 16 windows
+    assert heat.report.path == "incremental"
 
 
 @pytest.mark.parametrize(
