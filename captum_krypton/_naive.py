@@ -40,8 +40,8 @@ __all__ = [
 # Capture, packed weights, a plan and a check take about as long as 16 to 20 windows (see
 # docs/design.md). A model's first maps save less where they have fewer windows than this in all.
 _SETUP_ROWS = 24
-# Where a row takes long, what does not grow with it counts for less, and on the CPU rows gain nothing
-# by company: their activations leave the caches as it is.
+# Where a row takes long, what does not grow with it counts for less, and on the CPU rows gain
+# nothing by company: their activations leave the caches as it is.
 _LONG_SECONDS, _SETUP_LONG_ROWS = 0.3, 12
 _ROWS_TOGETHER = {"cpu": 4}
 _ROWS_TOGETHER_ELSEWHERE = 64
