@@ -90,21 +90,16 @@ thread_local std::shared_ptr<Arena> current;
 
 std::vector<int64_t> strides_of(const std::vector<int64_t>& shape, MemoryFormat format) {
   std::vector<int64_t> strides(shape.size());
-  int64_t next = 1;
-  const auto place = [&](size_t axis) {
+  const bool last = format != MemoryFormat::Contiguous;
+  int64_t next = last ? shape[1] : 1;
+  for (size_t axis = shape.size(); axis-- > 0;) {
+    if (last && axis == 1) {
+      strides[axis] = 1;
+      continue;
+    }
     strides[axis] = next;
     next *= shape[axis];
-  };
-  if (format != MemoryFormat::Contiguous) {
-    place(1);
   }
-  for (size_t axis = shape.size() - 1; axis >= 2; --axis) {
-    place(axis);
-  }
-  if (format == MemoryFormat::Contiguous) {
-    place(1);
-  }
-  place(0);
   return strides;
 }
 
