@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,8 +92,8 @@ class Engine:
         started = time.perf_counter()
         _refuse(call)
         with _untouched_random_state(call):
-            key = signature(call)
-            if ran is None and not self.cache.knows(key) and self.few.are_all(call, key):
+            kind = signature(call)
+            if ran is None and not self.cache.knows(kind) and self.few.takes(call, kind):
                 maps = self.few.maps(call, show_progress)
                 if maps is not None:
                     return maps
@@ -209,7 +210,7 @@ class Engine:
                     plan.theoretical_speedup,
                     checked,
                     error,
-                    backend_info().name,
+                    backend_info("cuda" if call.inputs[position].is_cuda else "cpu").name,
                     plan.seconds * call.examples,
                 )
                 ran.append((plan, execution.statistics))
@@ -233,7 +234,7 @@ class Engine:
         if not self.self_check or key in compiled.checked:
             return 0, 0.0
         windows = checked_windows(plan.grid.counts)
-        single = Call(**{**vars(call), "perturbations": 1})
+        single = replace(call, perturbations=1)
         naive = naive_scores(
             self.forward,
             single,

@@ -37,7 +37,7 @@ class Report:
         theoretical_speedup: multiply-accumulates saved over the map (Eq. 17); 1 where none are.
         checked_windows: windows also run through the forward function itself (first use only).
         largest_check_error: the largest difference seen there, in units of the outcome.
-        backend: the gather kernel in use, "cpp" or "reference".
+        backend: the gather kernel in use, "cpp", "cuda" or "reference".
         predicted_seconds: what base and windows of all images were expected to take.
     """
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -162,10 +163,10 @@ class FewWindows:
         self.forward = forward
         self._rows: Counter[Any] = Counter()  # of each kind of input, run so far
 
-    def are_all(self, call: Call, key: tuple[Any, ...]) -> bool:
-        """Whether the windows are that few, those of earlier calls of the same `key` counted."""
+    def takes(self, call: Call, kind: tuple[Any, ...]) -> bool:
+        """Counts the call's windows in, where with those of its `kind` before they are so few."""
         rows = call.examples * sum(grid.total for grid in call.grids)
-        if self._rows[key] + rows > _SETUP_ROWS:
+        if self._rows[kind] + rows > _SETUP_ROWS:
             return False
         arguments = zip(call.arguments, call.batched, strict=True)
         if any(isinstance(a, Tensor) and not batched for a, batched in arguments):
@@ -174,13 +175,14 @@ class FewWindows:
             refuse_training(self.forward)
         except NotCapturable:
             return False
-        self._rows[key] += rows
+        self._rows[kind] += rows
         return True
 
     def maps(self, call: Call, show_progress: bool) -> tuple[OcclusionMap, ...] | None:
         """The maps by the forward function itself, a few windows at a time.
 
-        Windows that run together must not change each other's outcome: one is run alone too.
+        Windows that run together must not change each other's outcome: one of each input is run
+        alone too.
 
         Returns:
             The maps, or None where this does not hold, where the forward fails or draws random
@@ -200,12 +202,14 @@ class FewWindows:
             if long and windows * call.examples > _SETUP_LONG_ROWS:
                 return None
             step = self._windows_together(call, long)
-            together = Call(**{**vars(call), "perturbations": step})
+            together = replace(call, perturbations=step)
             with progress(call, show_progress, windows) as advance:
                 for position, grid in enumerate(call.grids):
-                    run = (self.forward, together, position, target)
-                    scores = naive_scores(*run, list(range(grid.total)), advance, captum=False)
-                    if not maps and not self._alone_as_together(*run, scores, reference):
+                    every = list(range(grid.total))
+                    scores = naive_scores(
+                        self.forward, together, position, target, every, advance, captum=False
+                    )
+                    if not self._alone_as_together(together, position, target, scores, reference):
                         return None
                     now = time.perf_counter()
                     report = Report(
@@ -234,7 +238,6 @@ class FewWindows:
 
     def _alone_as_together(
         self,
-        forward: Callable[..., Any],
         together: Call,
         position: int,
         target: Any,
@@ -248,9 +251,9 @@ class FewWindows:
         window = total // 2
         window += (1 - window) % step  # neither the first nor, of four, the last in its batch
         window = window if window < total else 1
-        single = Call(**{**vars(together), "perturbations": 1})
+        single = replace(together, perturbations=1)
         alone = naive_scores(
-            forward, single, position, target, [window], lambda rows: None, captum=False
+            self.forward, single, position, target, [window], lambda rows: None, captum=False
         )
         return difference(scores[[window]], alone) <= tolerance(alone, reference)
 

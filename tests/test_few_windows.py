@@ -129,6 +129,24 @@ def test_rows_that_are_mixed_go_by_captum(mix: Callable[[Tensor], Tensor]) -> No
         assert_as_captum(explainer, forward, image(), target=3)
 
 
+def test_rows_that_are_mixed_are_noticed_behind_an_input_of_one_window() -> None:
+    model = network()
+
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return model(a) + model(b - b.mean(0, keepdim=True))
+
+    inputs = (image(), image())
+    windows = {
+        "sliding_window_shapes": ((2, 12, 12), (2, 4, 4)),
+        "strides": ((2, 12, 12), (2, 4, 4)),
+    }
+    expected = Occlusion(forward).attribute(inputs, target=1, **windows)
+    with pytest.warns(UserWarning, match="Captum's own path"):
+        got = KryptonOcclusion(forward).attribute(inputs, target=1, **windows)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 def test_random_numbers_are_drawn_as_captum_draws_them() -> None:
     model = network()
 
