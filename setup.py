@@ -15,8 +15,8 @@ from typing import Any
 
 from setuptools import setup
 
-REQUIRED = os.environ.get("KRYPTON_REQUIRE_EXT") == "1"
 CUDA = os.environ.get("FORCE_CUDA", "")
+REQUIRED = os.environ.get("KRYPTON_REQUIRE_EXT") == "1" or CUDA == "1"
 CARDS = "8.0;9.0;10.0+PTX"
 # A free-threaded interpreter has no limited API.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -27,8 +27,8 @@ DEFINES = [
 OPTIMISE = "/O2" if os.name == "nt" else "-O3"
 
 
-def skip(why: object) -> None:
-    print(f"captum-krypton: built without compiled kernels, which compile on first use: {why}")
+def skip(why: object, kernels: str = "compiled kernels") -> None:
+    print(f"captum-krypton: built without {kernels}, which compile on first use: {why}")
 
 
 def toolkits() -> Iterator[Path]:
@@ -66,6 +66,15 @@ def extensions() -> dict[str, Any]:
         return {}
 
     class Build(BuildExtension):
+        def build_extension(self, extension: Any) -> None:
+            try:
+                super().build_extension(extension)
+            except Exception as error:
+                if REQUIRED or extension.name != "captum_krypton._C_cuda":
+                    raise
+                skip(error, "kernels for CUDA")
+                self.extensions = [other for other in self.extensions if other is not extension]
+
         def run(self) -> None:
             try:
                 super().run()
