@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import captum_krypton._ops as ops
+from captum_krypton._ops import _loader
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LIBRARY = "captum_krypton_kernels.so"
@@ -259,3 +262,34 @@ def test_backend_info_is_frozen() -> None:
     assert (info.path is None) == (info.name == "reference")
     with pytest.raises(AttributeError):
         info.name = "other"  # type: ignore[misc]
+
+
+def test_a_broken_binary_for_cuda_leaves_those_for_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ops.backend_info()
+    (tmp_path / f"_C_cuda{EXTENSION_SUFFIXES[-1]}").write_bytes(b"no library")
+    monkeypatch.delenv("KRYPTON_BACKEND", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_loader, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(_loader, "_searches", {"cpu": _loader.load()})
+    monkeypatch.setattr(_loader, "ready", {"cpu"})
+    monkeypatch.setattr(_loader, "_registered", lambda wanted: False)
+    with pytest.warns(ops.KryptonBackendWarning, match="does not load"):
+        info = ops.backend_info("cuda")
+    assert (info.name, info.path) == ("reference", None)
+    assert ops.backend_info() == before
+
+
+def test_a_torch_without_cuda_has_no_kernels_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KRYPTON_BACKEND", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(_loader, "_searches", {})
+    monkeypatch.setattr(_loader, "ready", set())
+    info = ops.backend_info("cuda")
+    assert (info.name, info.reasons) == ("reference", ("torch has no CUDA",))
+
+
+def test_backends_are_of_known_devices() -> None:
+    with pytest.raises(ValueError, match="device is 'mps'; expected"):
+        ops.backend_info("mps")

@@ -41,6 +41,7 @@ _FLAGS = ["/O2" if os.name == "nt" else "-O3", "-DTORCH_TARGET_VERSION=0x020b000
 class _Binary:
     """The kernels for one kind of device: their names, their sources in csrc, their operators."""
 
+    name: str
     module: str
     library: str
     sources: str
@@ -51,6 +52,7 @@ class _Binary:
 
 _BINARIES = {
     "cpu": _Binary(
+        "cpp",
         "_C",
         "captum_krypton_kernels",
         "cpu/*.cpp",
@@ -59,6 +61,7 @@ _BINARIES = {
         "CPU",
     ),
     "cuda": _Binary(
+        "cuda",
         "_C_cuda",
         "captum_krypton_cuda_kernels",
         "cuda/*.cu",
@@ -125,7 +128,7 @@ def backend_info(device: str = "cpu") -> BackendInfo:
         raise ValueError(f'device is {device!r}; expected "cpu" or "cuda"')
     search = load(device)
     path = None if search.path is None else str(search.path)
-    name = "reference" if path is None else {"cpu": "cpp", "cuda": "cuda"}[device]
+    name = "reference" if path is None else _BINARIES[device].name
     return BackendInfo(name, path, tuple(search.reasons), torch.get_num_threads())
 
 
