@@ -53,15 +53,14 @@ class Analysis:
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
             if rule is None:
                 continue
+            changed = rule.view.changed(node)
             per_axis: list[Reach | None] = []
             for axis, dim in enumerate(rule.dims):
                 if dim is None:
                     per_axis.append(None)
                     continue
                 operands: dict[ValueId, Reach] = {}
-                for value in rule.view.changed(
-                    node
-                ):  # one without the axis counts too: it changes all along it
+                for value in changed:  # one without the axis counts too: it changes all along it
                     own = found[value][axis] if value in found else None
                     operands[value] = windows[axis] if own is None else own
                 per_axis.append(rule.reach(axis, operands))

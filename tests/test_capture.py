@@ -171,8 +171,9 @@ def test_only_the_selected_token_is_computed() -> None:
 @pytest.mark.parametrize(
     "forward",
     [
-        lambda x: (x.relu()[:, 1] + x.relu().sum(1)).flatten(1),  # others read it
-        lambda x: x.relu()[:, 1] + x.relu()[:, 0],  # another index, in a graph of its own
+        lambda x: (y := x.relu())[:, 1] + y.sum(1),  # others read it
+        lambda x: (y := x.relu())[:, 1] + y[:, 0],  # by two indices
+        lambda x: (y := x.relu())[:, 1] + y[:, 1].relu(),  # twice by the same one
         lambda x: F.layer_norm(x, (5, 4))[:, 2],  # along the normalised dimension
         lambda x: F.linear(x, torch.ones(3, 4))[..., 1],  # along the features
         lambda x: (x.relu() + 1)[:, :, 2].relu(),

@@ -4,7 +4,6 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <cstdint>
 
 #include "../tensors.h"
