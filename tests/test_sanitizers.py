@@ -39,8 +39,9 @@ def test_no_sanitizer_complains(tmp_path: Path, kernels: str) -> None:
         ROOT / "captum_krypton", package / "captum_krypton", ignore=shutil.ignore_patterns("*.so")
     )
     shutil.copytree(ROOT / "csrc", package / "csrc")
-    compiler = tmp_path / "sanitized-c++"  # its own flags last
-    compiler.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {COMPILER} "$@" {FLAGS}\n')
+    # Binaries are kept by their compiler's name: one for all tests of this process.
+    compiler = tmp_path.parent / "sanitized-c++"
+    compiler.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {COMPILER} "$@" {FLAGS}\n')  # last
     compiler.chmod(0o755)
     built = tmp_path.parent / "sanitized"
     environment = {
