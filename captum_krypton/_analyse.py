@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch.utils.flop_counter import flop_registry
@@ -17,7 +18,7 @@ from ._operators import (
     rule_for,
     whole,
 )
-from ._regions import Reach
+from ._regions import Reach, crop
 
 __all__ = ["Analysis", "analyse", "multiply_accumulates"]
 
@@ -47,8 +48,22 @@ class Analysis:
         dim = self.dims[value][axis]
         return None if dim is None else self.graph.size(value, 1)[dim]
 
-    def reaches(self, windows: tuple[Reach, ...]) -> dict[ValueId, tuple[Reach | None, ...]]:
-        """For each local value and axis, the interval that each window position changes."""
+    def _window_size(self, axis: int) -> int:
+        """The size of the occluded input along a window axis."""
+        size = self.full_size(self.occluded, axis)
+        assert size is not None
+        return size
+
+    def reaches(
+        self, windows: tuple[Reach, ...], threshold: float = 1.0
+    ) -> dict[ValueId, tuple[Reach | None, ...]]:
+        """For each local value and axis, the interval that each window position changes.
+
+        Args:
+            windows: the interval that each window position covers, for each axis.
+            threshold: the projective field threshold tau (Section 4.2): the largest share of a
+                volume's side that an interval may have. What lies beyond counts as unchanged.
+        """
         found: dict[ValueId, tuple[Reach | None, ...]] = {self.occluded: windows}
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
             if rule is None:
@@ -63,7 +78,13 @@ class Analysis:
                 for value in changed:  # one without the axis counts too: it changes all along it
                     own = found[value][axis] if value in found else None
                     operands[value] = windows[axis] if own is None else own
-                per_axis.append(rule.reach(axis, operands))
+                reach = rule.reach(axis, operands)
+                if threshold < 1.0 and rule.may_crop(axis):
+                    size = rule.size(axis)
+                    centre = (windows[axis].start + windows[axis].stop) / 2
+                    centre *= size / self._window_size(axis)
+                    reach = crop(reach, max(1, math.floor(threshold * size + 0.5)), centre)
+                per_axis.append(reach)
             for value in rule.outputs:
                 found[value] = tuple(per_axis)
         return found

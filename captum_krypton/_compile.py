@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._analyse import analyse
+from ._analyse import Analysis, analyse
 from ._arguments import Call
 from ._capture import Capture, capture, current_state
 from ._fuse import fused
@@ -49,39 +50,62 @@ class Compiled:
         self.checked: set[tuple[Any, ...]] = set()
         self.notes: dict[tuple[Any, ...], list[Any]] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._analyses: dict[tuple[Any, ...], Analysis] = {}
         trim()  # the recorded activations
 
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the captured graph and its weights."""
+        return self.capture.graph.digest()
+
     def plan(
-        self, call: Call, position: int, *, memory_budget: int, most_rows: int, winograd: bool
+        self,
+        call: Call,
+        position: int,
+        *,
+        memory_budget: int,
+        most_rows: int,
+        winograd: bool,
+        threshold: float = 1.0,
     ) -> Plan:
-        """The plan for occluding one of the inputs: the cheaper of patches and whole volumes."""
+        """The plan for occluding one of the inputs: the cheaper of patches and whole volumes.
+
+        Plans of one input that differ in their threshold share their analysis, and so a base. A
+        plan for whole volumes is exact whatever the threshold.
+        """
         grid = call.grids[position]
         means = self._means(call.inputs[position].device, winograd)
-        key = (position, grid, call.examples, memory_budget, most_rows, means)
+        key = (position, grid, call.examples, memory_budget, most_rows, means, threshold)
         if key not in self._plans:
             tensor = call.inputs[position]
             axes = window_axes(grid)
-            occluded, dims = self.graph.inputs[position], tuple(axis + 1 for axis in axes)
-            plans = []
-            for incremental in (True, False):
-                analysis = analyse(self.graph, occluded, dims, incremental=incremental)
-                if incremental:
-                    analysis = analyse(fused(analysis), occluded, dims)
-                plans.append(
-                    make_plan(
-                        analysis,
-                        grid,
-                        axes,
-                        means=means,
-                        images=call.examples,
-                        memory_budget=memory_budget,
-                        batch_bytes=_BATCH_BYTES.get(tensor.device.type),
-                        most_rows=most_rows,
-                        element_bytes=tensor.element_size(),
-                    )
+            plans = [
+                make_plan(
+                    self._analysis(position, axes, incremental),
+                    grid,
+                    axes,
+                    means=means,
+                    images=call.examples,
+                    memory_budget=memory_budget,
+                    batch_bytes=_BATCH_BYTES.get(tensor.device.type),
+                    most_rows=most_rows,
+                    element_bytes=tensor.element_size(),
+                    threshold=threshold if incremental else 1.0,
                 )
+                for incremental in (True, False)
+            ]
             self._plans[key] = min(plans, key=lambda plan: plan.seconds)
         return self._plans[key]
+
+    def _analysis(self, position: int, axes: tuple[int, ...], incremental: bool) -> Analysis:
+        key = (position, axes, incremental)
+        if key not in self._analyses:
+            occluded, dims = self.graph.inputs[position], tuple(axis + 1 for axis in axes)
+            analysis = analyse(self.graph, occluded, dims, incremental=incremental)
+            if incremental:
+                analysis = analyse(fused(analysis), occluded, dims)
+            self._analyses[key] = analysis
+        return self._analyses[key]
 
     def _means(self, device: torch.device, winograd: bool) -> Means:
         kernels = self.last and device.type == "cpu" and panel_size() > 0

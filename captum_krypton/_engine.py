@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from captum._utils.common import _run_forward, _select_targets
 from torch import Tensor
 
+from ._approximate import Approximate, Approximation, Windows, approximate
 from ._arguments import Call, Predicted
 from ._capture import watched
 from ._compile import CompileCache, Compiled, default_memory_budget, signature
@@ -77,6 +79,7 @@ class Engine:
         self,
         call: Call,
         show_progress: bool,
+        approximation: Approximation,
         ran: list[tuple[Plan, RunStatistics]] | None = None,
     ) -> tuple[OcclusionMap, ...]:
         """One map for each input.
@@ -84,12 +87,14 @@ class Engine:
         Args:
             call: the checked arguments.
             show_progress: whether to show a progress bar over the windows.
+            approximation: how the maps may differ from the exact ones.
             ran: gets the plan of each input, and what running it took.
 
         Raises:
             Fallback: where the forward function must be run itself, for every window.
         """
         started = time.perf_counter()
+        approximation.check(call)
         _refuse(call)
         with _untouched_random_state(call):
             kind = signature(call)
@@ -98,6 +103,7 @@ class Engine:
                 if maps is not None:
                     return maps
             compiled = self._compiled(call)
+            approximation.check_model(compiled)
             fresh = not compiled.notes
             output, notes = self._reference(call, compiled)
             key = (call.examples, call.inputs[0].is_inference(), torch.is_inference_mode_enabled())
@@ -108,7 +114,8 @@ class Engine:
             compiled.notes[key] = notes
             target = resolve_target(output, call.target)
             reference = _select_targets(output, target)
-            rest = (output, reference, target, show_progress, started, [] if ran is None else ran)
+            ran = [] if ran is None else ran
+            rest = (output, reference, target, show_progress, approximation, started, ran)
             try:
                 return self._run(call, compiled, *rest)
             except _Stale:
@@ -119,12 +126,19 @@ class Engine:
             except _Stale as stale:
                 raise Fallback(str(stale)) from None
 
-    def plans(self, call: Call) -> tuple[Plan, ...]:
+    def plans(self, call: Call, approximation: Approximation) -> tuple[Plan, ...]:
         """The plan for each input."""
+        approximation.check(call)
         _refuse(call)
         with _untouched_random_state(call):
             compiled = self._compiled(call)
-        return tuple(self._plan(compiled, call, i) for i in range(len(call.inputs)))
+        approximation.check_model(compiled)
+        threshold = approximation.threshold
+        return tuple(self._plan(compiled, call, i, threshold) for i in range(len(call.inputs)))
+
+    def digest(self, call: Call) -> str:
+        """A digest of the graph that is captured for a call."""
+        return self._compiled(call).digest
 
     def resolved_target(self, call: Call) -> Any:
         """The target as Captum takes it; runs the forward function only where it must."""
@@ -151,7 +165,7 @@ class Engine:
             raise Fallback("the forward does not return one row an example")
         return output.detach(), notes
 
-    def _plan(self, compiled: Compiled, call: Call, position: int) -> Plan:
+    def _plan(self, compiled: Compiled, call: Call, position: int, threshold: float) -> Plan:
         device = call.inputs[position].device
         budget = self.memory_budget or default_memory_budget(device)
         budget = 1 << (budget.bit_length() - 1)  # a power of two, so that plans are used again
@@ -159,7 +173,12 @@ class Engine:
         if call.perturbations is not None:
             most = call.perturbations * call.examples
         return compiled.plan(
-            call, position, memory_budget=budget, most_rows=most, winograd=self.winograd
+            call,
+            position,
+            memory_budget=budget,
+            most_rows=most,
+            winograd=self.winograd,
+            threshold=threshold,
         )
 
     def _run(
@@ -170,11 +189,14 @@ class Engine:
         reference: Tensor,
         target: Any,
         show_progress: bool,
+        approximation: Approximation,
         started: float,
         ran: list[tuple[Plan, RunStatistics]],
     ) -> tuple[OcclusionMap, ...]:
         ran.clear()  # of a run that was given up
-        plans = [self._plan(compiled, call, i) for i in range(len(call.inputs))]
+        plans = [
+            self._plan(compiled, call, i, approximation.threshold) for i in range(len(call.inputs))
+        ]
         windows = sum(plan.grid.total for plan in plans)
         maps = []
         setup = time.perf_counter() - started
@@ -182,20 +204,28 @@ class Engine:
             for position, plan in enumerate(plans):
                 began = time.perf_counter() - setup
                 noise = _Noise(output)
-                execution = Execution(
-                    plan,
-                    compiled.constants,
-                    tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
-                    _baseline(call, position),
-                    lambda rows, image: _select_targets(rows, row_target(target, image)),
-                    last=compiled.last,
-                    packs=compiled.packs,
-                    on_base=noise.see,
-                )
-                scores = execution.run(advance)
+                checking = self._to_check(compiled, position, plan)
+                estimated: float | None = 1.0 if approximation.exact else None
+                execution = self._execution(call, compiled, position, plan, target, noise)
+                if approximation.exact:
+                    scores = execution.run(advance)
+                    evaluated, ours = plan.grid.total * call.examples, scores[:, checking]
+                else:
+                    executions = {plan.threshold: execution}
+                    if checking and plan.threshold < 1:
+                        exact = self._plan(compiled, call, position, 1.0)
+                        executions[1.0] = self._execution(
+                            call, compiled, position, exact, target, noise
+                        )
+                    made, ours = _approximated(
+                        approximation, executions, plan, reference, checking, advance
+                    )
+                    scores, evaluated = made.scores, int(made.known.sum())
+                    if made.quality is not None:
+                        estimated = min(made.quality)
                 check = time.perf_counter()
-                checked, error = self._check(
-                    call, compiled, position, plan, scores, reference, target, noise
+                error = self._check(
+                    call, compiled, position, plan, checking, ours, reference, target, noise
                 )
                 now = time.perf_counter()
                 report = Report(
@@ -207,16 +237,45 @@ class Engine:
                     execution.statistics.batch_size,
                     now - began,
                     setup + now - check,
-                    plan.theoretical_speedup,
-                    checked,
+                    plan.theoretical_speedup * plan.grid.total * call.examples / evaluated,
+                    len(checking),
                     error,
                     backend_info("cuda" if call.inputs[position].is_cuda else "cpu").name,
                     plan.seconds * call.examples,
+                    plan.threshold,
+                    evaluated,
+                    estimated,
                 )
                 ran.append((plan, execution.statistics))
                 maps.append(map_of(plan.grid, scores, reference, target, report))
                 setup = 0.0  # counted with the first input
         return tuple(maps)
+
+    def _execution(
+        self,
+        call: Call,
+        compiled: Compiled,
+        position: int,
+        plan: Plan,
+        target: Any,
+        noise: _Noise,
+    ) -> Execution:
+        return Execution(
+            plan,
+            compiled.constants,
+            tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
+            _baseline(call, position),
+            lambda rows, image: _select_targets(rows, row_target(target, image)),
+            last=compiled.last,
+            packs=compiled.packs,
+            on_base=noise.see,
+        )
+
+    def _to_check(self, compiled: Compiled, position: int, plan: Plan) -> list[int]:
+        """The windows to run through the forward function too, on the first use of a plan."""
+        if not self.self_check or (position, plan.grid) in compiled.checked:
+            return []
+        return checked_windows(plan.grid.counts)
 
     def _check(
         self,
@@ -224,16 +283,15 @@ class Engine:
         compiled: Compiled,
         position: int,
         plan: Plan,
+        windows: list[int],
         scores: Tensor,
         reference: Tensor,
         target: Any,
         noise: _Noise,
-    ) -> tuple[int, float]:
-        """Runs a few windows through the forward function, on the first use of a plan."""
-        key = (position, plan.grid)
-        if not self.self_check or key in compiled.checked:
-            return 0, 0.0
-        windows = checked_windows(plan.grid.counts)
+    ) -> float:
+        """Runs a few windows through the forward function and compares their `scores`."""
+        if not windows:
+            return 0.0
         single = replace(call, perturbations=1)
         naive = naive_scores(
             self.forward,
@@ -244,7 +302,7 @@ class Engine:
             lambda rows: None,
             captum=False,
         )
-        ours = scores.movedim(1, 0)[windows].reshape(naive.shape)
+        ours = scores.movedim(1, 0).reshape(naive.shape)
         error = difference(ours, naive)
         allowed = max(tolerance(naive, reference), 20 * noise.error)
         if not error <= allowed:
@@ -252,8 +310,48 @@ class Engine:
                 f"the first map differs from the forward function by {error:.3g} at windows "
                 f"{windows} (allowed: {allowed:.3g})"
             )
-        compiled.checked.add(key)
-        return len(windows), error
+        compiled.checked.add((position, plan.grid))
+        return error
+
+
+def _approximated(
+    approximation: Approximation,
+    executions: dict[float, Execution],
+    plan: Plan,
+    reference: Tensor,
+    checking: list[int],
+    advance: Callable[[int], None],
+) -> tuple[Approximate, Tensor]:
+    """The approximate map of all images.
+
+    Args:
+        approximation: how the map may differ from the exact one.
+        executions: a run of each plan that is needed, by its threshold.
+        plan: the plan with the approximation's threshold.
+        reference: the outcome of the untouched inputs.
+        checking: windows that are to be run exactly as well.
+        advance: told the number of windows of every batch that has been run.
+
+    Returns:
+        The map, and the exact outcomes of the windows to check, (N, checking, outputs...).
+    """
+    maps, exact = [], []
+    for images in executions[plan.threshold].side_by_side():
+        windows = Windows(executions, images, advance)
+        maps.append(approximate(approximation, windows, plan, reference[images]))
+        scores = maps[-1].scores
+        if checking:
+            selected = np.zeros_like(maps[-1].known)
+            selected[:, checking] = True
+            windows.advance = lambda rows: None
+            scores = windows.run(selected, 1.0)
+        exact.append(scores[:, checking])
+    made = Approximate(
+        torch.cat([part.scores for part in maps]),
+        np.concatenate([part.known for part in maps]),
+        None if maps[0].quality is None else tuple(q for part in maps for q in part.quality or ()),
+    )
+    return made, torch.cat(exact)
 
 
 class _Noise:

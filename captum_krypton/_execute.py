@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,8 +23,9 @@ from ._plan import GroupPlan, Plan
 from ._regions import Box, same_boxes
 from ._tail import Tail, frontier
 
-__all__ = ["Execution", "RunStatistics"]
+__all__ = ["Base", "Execution", "RunStatistics", "Selection"]
 
+Selection = npt.NDArray[np.bool_]  # (images, windows), windows in row-major order
 Outcome = Callable[[Tensor, Tensor], Tensor]
 
 # Room for the outputs of kernels, in batches: holes lie between them, and the tail's wait there.
@@ -67,7 +69,7 @@ class _Batch:
 
 
 class Execution:
-    """One run of a plan over some images.
+    """Runs of a plan over some images: all windows at once, or some of them at a time.
 
     Args:
         plan: the plan.
@@ -116,32 +118,52 @@ class Execution:
 
     def run(self, progress: Callable[[int], None]) -> Tensor:
         """Outcomes of all windows, (N, windows, ...), windows in row-major order."""
-        scores: list[Tensor] = []
-        side = self.plan.images
-        for first in range(0, self.images, side):
-            images = slice(first, min(first + side, self.images))
-            scores.append(self._run_images(images, progress))
-        return torch.cat(scores)
+        return torch.cat(
+            [
+                self.evaluate(images, self.materialise(images), progress)
+                for images in self.side_by_side()
+            ]
+        )
 
-    def _run_images(self, images: slice, progress: Callable[[int], None]) -> Tensor:
+    def side_by_side(self) -> Iterator[slice]:
+        """The images in parts whose bases fit in memory together."""
+        for first in range(0, self.images, self.plan.images):
+            yield slice(first, min(first + self.plan.images, self.images))
+
+    def materialise(self, images: slice) -> Base:
+        """The base of some images, for this plan and others of its analysis."""
         inputs = tuple(in_layout(t[images], self.last) for t in self.inputs)
         output, kept = run_graph(self.graph, self.constants, inputs, self.plan.analysis.kept)
         self.on_base(images, output)
         occluded = self.graph.inputs.index(self.plan.analysis.occluded)
         kept[self.plan.analysis.occluded] = inputs[occluded]
-        base = Base(self.plan, kept, self.last)
-        count = images.stop - images.start
-        windows = self.plan.grid.total
-        collected = _Collected(count, windows)
+        return Base(kept, self.last)
+
+    def evaluate(
+        self,
+        images: slice,
+        base: Base,
+        progress: Callable[[int], None],
+        selected: Selection | None = None,
+    ) -> Tensor:
+        """Outcomes of the windows of some images, (images, windows, ...).
+
+        Args:
+            images: which images.
+            base: from `materialise` for these images.
+            progress: told the number of windows of every batch that has been run.
+            selected: which windows to run; the others' outcomes hold anything.
+        """
+        collected = _Collected(images.stop - images.start, self.plan.grid.total)
         tail = Tail(
             self.plan, self.constants, self._finish(images, collected), self.statistics.clock
         )
-        room = _ARENA * self.plan.batch_bytes if inputs[0].is_cpu else 0
+        room = _ARENA * self.plan.batch_bytes if self.inputs[0].is_cpu else 0
         with arena(room):
             for number, group in enumerate(self.plan.groups):
                 if number:
                     trim()  # patches of another size follow
-                prepared = GroupRun(self, group, base, images)
+                prepared = GroupRun(self, group, base, images, selected)
                 for rows, order, values in prepared.batches(self.statistics):
                     tail.add(values, order)
                     progress(rows)
@@ -177,8 +199,8 @@ class _Collected:
 class Base:
     """The values of the untouched images that windows read around their patches."""
 
-    def __init__(self, plan: Plan, kept: dict[ValueId, Tensor], last: bool) -> None:
-        self.plan, self.kept, self.last = plan, kept, last
+    def __init__(self, kept: dict[ValueId, Tensor], last: bool) -> None:
+        self.kept, self.last = kept, last
         self._blocks: dict[tuple[ValueId, Dims], Tensor] = {}
 
     def block(self, value: ValueId, dims: Dims, tensor: Tensor) -> Tensor:
@@ -190,22 +212,31 @@ class Base:
 
 
 class GroupRun:
-    """A group's windows, and the steps that compute them."""
+    """A group's windows, all or those that are selected, and the steps that compute them."""
 
-    def __init__(self, run: Execution, group: GroupPlan, base: Base, images: slice) -> None:
+    def __init__(
+        self,
+        run: Execution,
+        group: GroupPlan,
+        base: Base,
+        images: slice,
+        selected: Selection | None,
+    ) -> None:
         self.run, self.group, self.base = run, group, base
         self.plan, self.analysis = run.plan, run.plan.analysis
         self.device = run.inputs[0].device
-        self._index(images.stop - images.start)
+        self._index(images.stop - images.start, selected)
         self._tables: dict[bytes, Tensor] = {}
-        self.image_rows = self._to_device(self.image)
-        self._prepare_input(images)
-        self.steps = list(self._steps())
+        self.steps: list[tuple[Node, Step, tuple[ValueId, ...]]] = []
+        if len(self.order):
+            self.image_rows = self._to_device(self.image)
+            self._prepare_input(images)
+            self.steps = list(self._steps())
 
     def _to_device(self, array: Any) -> Tensor:
         return torch.as_tensor(array).to(self.device)
 
-    def _index(self, images: int) -> None:
+    def _index(self, images: int, selected: Selection | None) -> None:
         """For every row: its image, its position along each axis, and its place in the result."""
         plan = self.plan
         counts = plan.grid.counts
@@ -213,11 +244,15 @@ class GroupRun:
         ranges += [np.arange(counts[d]) for d in plan.others]
         ranges += [np.arange(s.start, s.stop) for s in self.group.segments]
         mesh = [m.reshape(-1) for m in np.meshgrid(*ranges, indexing="ij")]
-        self.image = mesh[0]
         where = dict(zip((*plan.others, *plan.axes), mesh[1:], strict=True))
-        order = self.image
+        order = mesh[0]
         for dim, count in enumerate(counts):
             order = order * count + where[dim]
+        self.image = mesh[0]
+        if selected is not None:
+            rows = selected.reshape(-1)[order]
+            self.image, order = self.image[rows], order[rows]
+            where = {dim: positions[rows] for dim, positions in where.items()}
         self.order = self._to_device(order)
         self.other = {d: where[d] for d in plan.others}
         self.position = [
@@ -391,7 +426,7 @@ class GroupRun:
         """Runs the group; gives rows, their places in the result and the tail's values."""
         total = len(self.order)
         rest = -(-total // statistics.batch_size)
-        readers = {v: self.whole(v) for v in self.run.frontier}
+        readers = {v: self.whole(v) for v in self.run.frontier} if total else {}
         start = 0
         while start < total:
             rows = min(statistics.batch_size, -(-(total - start) // max(rest, 1)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ._approximate import Approximation
+from ._drilldown import DrillDown
 from ._graph import Node, ValueId
 from ._operators import Algorithm, Kind
 from ._ops import convolution_block
@@ -61,18 +63,21 @@ class Explanation:
 
 
 def explain(
-    plans: tuple[Plan, ...], spent: tuple[dict[ValueId, float], ...] | None = None
+    plans: tuple[Plan, ...],
+    approximation: Approximation,
+    spent: tuple[dict[ValueId, float], ...] | None = None,
 ) -> Explanation:
     """Describes the plans of all inputs.
 
     Args:
         plans: the plans.
+        approximation: how the maps may differ from the exact ones.
         spent: for each plan, the seconds of every operator by its first result, where it was run.
     """
     clocks = [None] * len(plans) if spent is None else spent
     return Explanation(
         tuple(
-            (tuple(_rows(plan, clock)), _totals(plan))
+            (tuple(_rows(plan, clock)), _totals(plan, approximation))
             for plan, clock in zip(plans, clocks, strict=True)
         )
     )
@@ -127,7 +132,7 @@ def _name(node: Node) -> str:
     return "+".join(parts)
 
 
-def _totals(plan: Plan) -> str:
+def _totals(plan: Plan, approximation: Approximation) -> str:
     global_rows = {
         node.name
         for node, rule in zip(plan.analysis.graph.nodes, plan.analysis.rules, strict=True)
@@ -143,12 +148,37 @@ def _totals(plan: Plan) -> str:
         f"predicted time: {plan.seconds:.3g} s an image",
     ]
     lines += list(plan.reasons)
+    if plan.threshold < 1:
+        lines.append(
+            f"approximate: no change is followed over more than {plan.threshold:g} of a volume's "
+            "side (Section 4.2)"
+        )
+    if approximation.drill_down is not None:
+        lines.append(_drill_down(plan, approximation.drill_down))
+    if approximation.quality is not None:
+        lines.append(
+            "approximate: windows are run until the map's estimated SSIM is "
+            f"{approximation.quality:g}; the predicted time is that of all of them"
+        )
+    if approximation.budget is not None:
+        lines.append(f"approximate: an image's windows are run within {approximation.budget}")
     if global_rows:
         lines.append(
             "global operators (they need the whole volume of every window): "
             + ", ".join(sorted(global_rows))
         )
     return "\n".join(lines)
+
+
+def _drill_down(plan: Plan, settings: DrillDown) -> str:
+    coarse = settings.coarse(plan.grid.counts, plan.axes)
+    first, total = int(coarse.windows.sum()), plan.grid.total
+    most = min(total, first + int(settings.fraction * total))
+    return (
+        f"approximate: drill-down runs {first} windows in stage one (one of {coarse.step} along "
+        f"an axis, Eq. 38) and about {settings.fraction:g} of all in stage two: {most} at most, "
+        f"{total / most:.3g} times fewer (Eq. 37)"
+    )
 
 
 def _table(rows: tuple[OperatorRow, ...]) -> str:

@@ -6,6 +6,7 @@ everything else is what it was when the forward function was recorded.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -104,6 +105,19 @@ class Graph:
     dtypes: dict[ValueId, torch.dtype]
     constants: dict[ValueId, Tensor]
     _next: int = field(default=0)
+
+    def digest(self) -> str:
+        """A digest of operators, shapes and constants: of equal graphs it is equal."""
+        found = hashlib.sha256()
+        for node in self.nodes:
+            text = (str(node.op), node.args, sorted(node.kwargs.items()), node.outputs)
+            found.update(repr(text).encode())
+        found.update(repr((self.inputs, self.output, sorted(self.shapes.items()))).encode())
+        for value, tensor in sorted(self.constants.items()):
+            found.update(repr((value, tuple(tensor.shape), tensor.dtype)).encode())
+            plain = tensor.detach().cpu().contiguous()
+            found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def new_value(self, shape: tuple[int | BatchInt, ...], dtype: torch.dtype) -> ValueId:
         """A fresh value."""

@@ -34,11 +34,16 @@ class Report:
         batch_size: the most rows in a batch at the end.
         seconds: wall-clock time in all.
         setup_seconds: the part of it spent on capture, planning and the first use's check.
-        theoretical_speedup: multiply-accumulates saved over the map (Eq. 17); 1 where none are.
+        theoretical_speedup: multiply-accumulates saved over the map (Eq. 17), those of windows that
+            were not run among them; 1 where none are.
         checked_windows: windows also run through the forward function itself (first use only).
         largest_check_error: the largest difference seen there, in units of the outcome.
         backend: the gather kernel in use, "cpp", "cuda" or "reference".
         predicted_seconds: what base and windows of all images were expected to take.
+        threshold: the projective field threshold tau (Section 4.2); 1 where no change was cropped.
+        windows_evaluated: windows that were run, over all images; the others were interpolated.
+        estimated_ssim: the structural similarity to the exact map that the map of each image is
+            expected to have at least; 1 where all are exact, None where nothing was estimated.
     """
 
     path: str
@@ -54,6 +59,9 @@ class Report:
     largest_check_error: float = 0.0
     backend: str = ""
     predicted_seconds: float = 0.0
+    threshold: float = 1.0
+    windows_evaluated: int = 0
+    estimated_ssim: float | None = None
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,8 @@ def naive_maps(
             math.ceil(grid.total / (call.perturbations or 1)),
             call.perturbations or 1,
             time.perf_counter() - started,
+            windows_evaluated=grid.total * call.examples,
+            estimated_ssim=1.0,
         )
         rows = scores.movedim(0, 1) if scores.dim() > 1 else scores[None]
         maps.append(map_of(grid, rows, reference, target, report))
@@ -220,6 +222,8 @@ class FewWindows:
                         math.ceil(grid.total / step),
                         min(step, grid.total) * call.examples,
                         now - started,
+                        windows_evaluated=grid.total * call.examples,
+                        estimated_ssim=1.0,
                     )
                     maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))
                     started = now

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import torch
 from captum.attr import Occlusion
 from captum.log import log_usage
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from ._approximate import Approximation
 from ._arguments import PREDICTED, ArgumentError, Call, make_call
+from ._drilldown import DrillDown
 from ._engine import Engine, Fallback
 from ._execute import RunStatistics
 from ._explain import Explanation, explain
 from ._heatmap import OcclusionMap
 from ._naive import naive_maps
 from ._plan import Plan
+from ._refine import Budget
+from ._tuning import THRESHOLDS, Tuning, as_grids, sample, torch_version, tuned
 
 __all__ = ["KryptonFallbackWarning", "KryptonOcclusion"]
 
@@ -46,6 +51,14 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             by it. Results then differ in rounding only.
         self_check: whether the first map of a graph is compared with the forward function itself
             on a few windows; a difference leads to Captum's path.
+        projective_field_threshold: tau, in (0, 1] (Section 4.2): what a window changes is
+            followed over at most this share of a volume's side. Below 1 maps are approximate.
+        drill_down: which windows to run, the rest being interpolated (Section 4.3). Maps are
+            approximate then.
+        tuning: what `tune` found for this model and these windows: its threshold is taken.
+        quality: the structural similarity to the exact map, in (0, 1], that every map is to have by
+            its own estimate. As few windows are run as that takes.
+        budget: what the map of one image may cost; the best map within it is made.
 
     Examples:
         >>> krypton = KryptonOcclusion(model)
@@ -59,6 +72,11 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         memory_budget: int | None = None,
         winograd: bool = True,
         self_check: bool = True,
+        projective_field_threshold: float = 1.0,
+        drill_down: DrillDown | None = None,
+        tuning: Tuning | None = None,
+        quality: float | None = None,
+        budget: Budget | None = None,
     ) -> None:
         if not callable(forward_func):
             raise TypeError(f"forward_func must be callable, not {type(forward_func).__name__}")
@@ -68,6 +86,9 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         self.memory_budget = memory_budget
         self.winograd = winograd
         self.self_check = self_check
+        self.approximation = _approximation(
+            projective_field_threshold, drill_down, tuning, quality, budget
+        )
         self._engine = Engine(forward_func, memory_budget, winograd, self_check)
         self._warned: set[str] = set()
 
@@ -150,7 +171,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             perturbations_per_eval,
         )
         try:
-            maps = self._engine.maps(call, show_progress)
+            maps = self._engine.maps(call, show_progress, self.approximation)
         except Fallback as fallback:
             made: Tensor | tuple[Tensor, ...] = self._captum(call, fallback, show_progress)
             return made
@@ -216,7 +237,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             perturbations_per_eval,
         )
         try:
-            maps = self._engine.maps(call, show_progress)
+            maps = self._engine.maps(call, show_progress, self.approximation)
         except Fallback as fallback:
             self._warn(fallback)
             maps = naive_maps(self.forward_func, call, str(fallback), show_progress)
@@ -258,13 +279,84 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         )
         try:
             if not run:
-                return explain(self._engine.plans(call))
+                plans = self._engine.plans(call, self.approximation)
+                return explain(plans, self.approximation)
             ran: list[tuple[Plan, RunStatistics]] = []
-            self._engine.maps(call, show_progress, ran)
+            self._engine.maps(call, show_progress, self.approximation, ran)
             plans, statistics = zip(*ran, strict=True)
-            return explain(plans, tuple(s.spent for s in statistics))
+            return explain(plans, self.approximation, tuple(s.spent for s in statistics))
         except Fallback as fallback:
             return Explanation((), str(fallback))
+
+    @torch.no_grad()
+    def tune(
+        self,
+        images: Tensor | Iterable[Any],
+        target_ssim: float = 0.9,
+        *,
+        limit: int = 30,
+        held_out: Tensor | Iterable[Any] = (),
+        thresholds: tuple[float, ...] = THRESHOLDS,
+        sliding_window_shapes: tuple[int, ...] | None = None,
+        strides: int | tuple[int, ...] | None = None,
+        baselines: Any = None,
+        show_progress: bool = False,
+    ) -> Tuning:
+        """The projective field threshold for a quality, from a sample of images (Section 4.4).
+
+        Makes the heat map of the predicted class of every image, exactly and at every threshold,
+        and fits a second degree curve to their structural similarity.
+
+        Args:
+            images: the sample: a tensor (N, ...), or an iterable of tensors (N, ...), of images
+                (C, H, W), or of tuples that start with one, such as a DataLoader's.
+            target_ssim: the quality to reach, in (0, 1].
+            limit: how many images to take at most.
+            held_out: further images, as many at most, to measure the chosen threshold on.
+            thresholds: the thresholds to try.
+            sliding_window_shapes: as in `attribute`.
+            strides: as in `attribute`.
+            baselines: as in `attribute`.
+            show_progress: whether to show a progress bar over the images.
+
+        Returns:
+            A `Tuning`, for `KryptonOcclusion(model, tuning=...)`.
+
+        Raises:
+            ValueError: where an argument is out of range, no image is given, or the forward
+                function cannot be captured.
+        """
+        calls: list[Call] = []
+
+        def heat(image: Tensor, threshold: float) -> Tensor:
+            call = make_call(
+                image, sliding_window_shapes, strides, baselines, PREDICTED, None, None
+            )
+            calls.append(call)
+            (made,) = self._engine.maps(call, False, Approximation(threshold), [])
+            return made.scores[0]
+
+        taken, others = list(sample(images, limit)), list(sample(held_out, limit))
+        bar = tqdm(desc="images", total=len(taken) + len(others), disable=not show_progress)
+        try:
+            with bar:
+                threshold, table, own, kept = tuned(
+                    heat, taken, others, target_ssim, thresholds, bar.update
+                )
+            digest = self._engine.digest(calls[-1])
+        except Fallback as fallback:
+            raise ArgumentError(f"forward_func cannot be tuned: {fallback}") from None
+        return Tuning(
+            target_ssim,
+            threshold,
+            tuple(thresholds),
+            tuple(map(tuple, table)),
+            tuple(own),
+            tuple(kept),
+            as_grids(calls[-1]),
+            digest,
+            torch_version(),
+        )
 
     def _captum(self, call: Call, fallback: Fallback, show_progress: bool) -> Any:
         """Captum's own path, for what the engine cannot do."""
@@ -293,6 +385,24 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             KryptonFallbackWarning,
             stacklevel=_callers_level(),
         )
+
+
+def _approximation(
+    threshold: float,
+    drill_down: DrillDown | None,
+    tuning: Tuning | None,
+    quality: float | None,
+    budget: Budget | None,
+) -> Approximation:
+    if tuning is None:
+        return Approximation(threshold, drill_down, None, quality, budget)
+    if not isinstance(tuning, Tuning):
+        raise TypeError(f"tuning must be a Tuning or None, not {type(tuning).__name__}")
+    if threshold != 1:
+        raise ArgumentError(
+            "projective_field_threshold and tuning exclude each other: the tuning has one"
+        )
+    return Approximation(tuning.threshold, drill_down, tuning, quality, budget)
 
 
 def _callers_level() -> int:

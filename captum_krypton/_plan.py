@@ -87,6 +87,7 @@ class Plan:
         batch_size: the most rows in a batch.
         costs: what each operator costs on whole volumes.
         memory: bytes that the base and one batch are expected to take.
+        threshold: the projective field threshold; 1 where the plan is exact.
     """
 
     analysis: Analysis
@@ -98,6 +99,7 @@ class Plan:
     batch_size: int
     costs: tuple[NodeCost, ...]
     memory: int
+    threshold: float = 1.0
 
     @property
     def incremental(self) -> bool:
@@ -199,6 +201,7 @@ def make_plan(
     batch_bytes: int | None,
     most_rows: int,
     element_bytes: int,
+    threshold: float = 1.0,
 ) -> Plan:
     """Cuts the axes into segments and chooses the batch size.
 
@@ -212,9 +215,10 @@ def make_plan(
         batch_bytes: bytes beyond which a batch is no faster; None where it always is.
         most_rows: the most rows that a batch may have.
         element_bytes: bytes of one element.
+        threshold: the projective field threshold (Section 4.2).
     """
     windows = tuple(grid.along(dim) for dim in axes)
-    reaches = analysis.reaches(windows)
+    reaches = analysis.reaches(windows, threshold)
     costs = node_costs(analysis, means.rates)
     best: Plan | None = None
     positions = [len(w.start) for w in windows]
@@ -238,7 +242,9 @@ def make_plan(
         row_bytes = max(group.row_bytes for group in groups)
         batch = max(1, min(most_rows, room // max(row_bytes, 1)))
         memory = base * side_by_side + batch * row_bytes
-        plan = Plan(analysis, grid, axes, groups, tail, side_by_side, batch, costs, memory)
+        plan = Plan(
+            analysis, grid, axes, groups, tail, side_by_side, batch, costs, memory, threshold
+        )
         if best is None or plan.seconds < best.seconds:
             best, worse = plan, 0
             continue

@@ -18,6 +18,7 @@ __all__ = [
     "Integers",
     "Reach",
     "align",
+    "crop",
     "everywhere",
     "exact",
     "index_map_reach",
@@ -156,6 +157,17 @@ def union(reaches: list[Reach]) -> Reach:
 def everywhere(like: Reach, size: int) -> Reach:
     """The whole volume, for as many window positions as `like` has."""
     return Reach(like.start * 0, like.start * 0 + size)
+
+
+def crop(reach: Reach, cells: int, centre: npt.NDArray[np.float64]) -> Reach:
+    """At most `cells` cells of each interval, those about `centre` (Eq. 31-36).
+
+    The paper crops about the middle of the interval. At the border of a volume, where the interval
+    is cut off, that is not where the window's own cells project to; `centre` is.
+    """
+    last = np.maximum(reach.stop - cells, reach.start)
+    start = np.clip(np.ceil(centre - cells / 2).astype(np.int64), reach.start, last)
+    return Reach(start, np.minimum(start + cells, reach.stop))
 
 
 def exact(reach: Reach) -> Box:

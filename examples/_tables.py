@@ -9,6 +9,7 @@ Standard library only: the documentation is built with it.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,60 @@ def detail_table(results: list[dict[str, Any]]) -> str:
         ]
 
     return _table(titles, [cells(result) for result in results])
+
+
+def approximation_table(result: dict[str, Any]) -> str:
+    """The table that `approximate.py` measured: medians over the photographs."""
+    titles = {
+        "approximation": "---",
+        "SSIM": "--:",
+        "lowest": "--:",
+        "estimated": "--:",
+        "target met": "--:",
+        "Spearman": "--:",
+        "windows run": "--:",
+        "over exact": "--:",
+        "over Captum": "--:",
+    }
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        ways.setdefault(row["way"], []).append(row)
+
+    def cells(name: str, rows: list[dict[str, Any]]) -> list[str]:
+        def middle(key: str) -> float:
+            return statistics.median(row[key] for row in rows)
+
+        seconds = middle("seconds")
+        target = float(name.split()[1]) if name.startswith("quality") else None
+        met = sum(row["ssim"] >= target for row in rows) if target else 0
+        return [
+            name,
+            f"{middle('ssim'):.3f}",
+            f"{min(row['ssim'] for row in rows):.3f}",
+            f"{middle('estimated'):.3f}" if target else "",
+            f"{met} of {len(rows)}" if target else "",
+            f"{middle('spearman'):.3f}",
+            f"{middle('windows'):.0%}",
+            f"{statistics.median(row['exact_seconds'] / row['seconds'] for row in rows):.1f}",
+            f"{result['captum']['seconds'] / seconds:.1f}",
+        ]
+
+    exact = statistics.median(row["exact_seconds"] for row in result["rows"])
+    over = f"{result['captum']['seconds'] / exact:.1f}"
+    rows = [["exact", "1", "1", "", "", "1", "100%", "1", over]]
+    rows += [cells(name, found) for name, found in ways.items()]
+    return _table(titles, rows)
+
+
+def approximation_page() -> str:
+    """The table of docs/approximate.md, with what it was measured on."""
+    result = json.loads((DATA / "approximate.json").read_text())
+    photographs = len({row["photograph"] for row in result["rows"]})
+    return (
+        f"{approximation_table(result)}\n\n{result['network']}, {photographs} photographs, "
+        f"{result['size']} pixels a side, windows of {result['window']}, stride "
+        f"{result['stride']}: {result['windows']} windows. {machine_line(result)}"
+    )
 
 
 def comparisons() -> list[dict[str, Any]]:

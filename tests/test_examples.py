@@ -178,6 +178,23 @@ def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_approximate(tmp_path: Path, examples: None) -> None:
+    import approximate
+
+    file = tmp_path / "approximate.json"
+    approximate.main(["--photographs=1", "--window=32", "--stride=14", f"--json={file}"])
+    result = json.loads(file.read_text())
+    assert [row["way"] for row in result["rows"]] == list(approximate.WAYS)
+    for row in result["rows"]:
+        assert 0 < row["ssim"] < 1 or row["windows"] == 1
+        assert 0 < row["windows"] <= 1
+        assert row["seconds"] > 0 < row["exact_seconds"]
+        assert row["spearman"] > 0.5
+        assert (row["estimated"] is not None) == row["way"].startswith("quality")
+    assert result["captum"]["seconds"] > 0
+
+
 # Their parts
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion
+from captum_krypton import Budget, DrillDown, KryptonOcclusion
 from captum_krypton._ops import panel_size
 
 WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
@@ -107,6 +108,29 @@ def test_measured_times(network: Residual) -> None:
     head, first, *_ = str(explanation).splitlines()
     assert head.endswith("ms measured")
     assert len(first.split()) == 10
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({}, ""),
+        ({"projective_field_threshold": 0.2}, "over more than 0.2 of a volume's side"),
+        ({"drill_down": DrillDown(0.1, 4)}, "runs 20 windows in stage one (one of 3 along"),
+        ({"quality": 0.9}, "estimated SSIM is 0.9"),
+        ({"budget": Budget(windows=120)}, "within Budget(windows=120, seconds=None)"),
+    ],
+)
+def test_approximations_are_named(
+    network: Residual, settings: dict[str, Any], said: str
+) -> None:
+    x = torch.rand(1, 3, 48, 36)
+    krypton = KryptonOcclusion(network, **settings)
+    for run in (False, True):
+        ((rows, totals),) = krypton.explain(x, **WINDOWS, target=1, run=run).plans
+        assert said in totals
+        assert ("approximate" in totals) == bool(settings)
+        if "projective_field_threshold" in settings:
+            assert rows[1].patch == (8, 7) and rows[2].patch == (5, 4)
 
 
 def test_each_input_has_a_plan() -> None:

@@ -20,6 +20,7 @@ from captum_krypton._analyse import Analysis, analyse
 from captum_krypton._arguments import Call, make_call
 from captum_krypton._capture import capture
 from captum_krypton._compile import Compiled, window_axes
+from captum_krypton._fuse import fused
 from captum_krypton._operators import Means
 from captum_krypton._plan import Plan, make_plan
 from captum_krypton._rates import GUESSED
@@ -47,12 +48,17 @@ def patched(
     most: int = 64,
     images: int = 1,
     means: Means = TORCH,
+    threshold: float = 1.0,
+    fuse: bool = False,
 ) -> Plan:
     """The plan with patches, whether or not whole volumes would cost less."""
     graph = simplified(capture(network, call.arguments, call.batched).graph)
     (grid,) = call.grids
     axes = window_axes(grid)
-    analysis = analyse(graph, graph.inputs[0], tuple(axis + 1 for axis in axes))
+    dims = tuple(axis + 1 for axis in axes)
+    analysis = analyse(graph, graph.inputs[0], dims)
+    if fuse:
+        analysis = analyse(fused(analysis), graph.inputs[0], dims)
     return make_plan(
         analysis,
         grid,
@@ -63,6 +69,7 @@ def patched(
         batch_bytes=None,
         most_rows=most,
         element_bytes=call.inputs[0].element_size(),
+        threshold=threshold,
     )
 
 

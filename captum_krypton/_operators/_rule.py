@@ -191,6 +191,10 @@ class Rule(ABC):
         """The local operand whose cells the output's are, where it is the only one that changes."""
         return None
 
+    def may_crop(self, axis: int) -> bool:
+        """Whether a part of the output's changed interval along `axis` can be computed alone."""
+        return not self.is_global
+
     def alignment(self, axis: int) -> tuple[int, int]:
         """(modulus, residue) that the offsets of the output's patches must have."""
         return 1, 0
@@ -278,6 +282,19 @@ class PatchRule(Rule):
     def _covers(self, value: ValueId, axis: int) -> bool:
         """Whether an operand that changes does so all along `axis` of the output."""
         return self.view.kinds[value] is Kind.FULL or self.view.dims[value][axis] is None
+
+    def may_crop(self, axis: int) -> bool:
+        """Not where an operand that changes all along the axis extends along it: it is read whole.
+
+        A gate does not extend, so that its product can be cropped.
+        """
+        dim = self.dims[axis]
+        if dim is None:
+            return False
+        from_right = dim - len(self.view.shape(self.outputs[0]))
+        whole = [v for v in self.view.changed(self.node) if self._covers(v, axis)]
+        shapes = [self.view.shape(v) for v in whole]
+        return all(len(s) < -from_right or s[from_right] == 1 for s in shapes)
 
     def inherits(self) -> ValueId | None:
         changed = self.view.changed(self.node)

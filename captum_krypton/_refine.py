@@ -1,0 +1,265 @@
+"""Maps that grow until they are good enough: windows where they tell most, the rest by kriging.
+
+The paper's drill-down looks closer where the outcome drops. This looks closer where the map is
+least certain, and says how good the map is by now: a few windows that were run, but not told to the
+map, are the judges of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter, uniform_filter
+
+from ._arguments import ArgumentError
+from ._coarse import CoarseGrid, Floats
+from ._field import Field, likeliest
+from ._quality import contrast, expected_ssim, sides_of
+from ._regions import Integers
+
+__all__ = ["Budget", "Growth", "grow"]
+
+Mask = npt.NDArray[np.bool_]
+Run = Callable[[Mask], Floats]
+
+_FIRST_STEP = 4
+_LEAST_WINDOWS = 100  # a first grid and judges
+_BATCH = 64  # windows a step at least: fewer would not fill a batch
+_SHARE = 0.06  # of all windows, run in a step
+_LEAST_SHARE, _MOST_SHARE = 0.03, 0.25  # where the step is chosen for a target
+_BOLDNESS = 0.8  # of the way to the target
+_JUDGES, _LEAST_JUDGES = 0.06, 24
+_CAUTION = 3.0  # standard errors by which the error is thought to be larger than it looks
+_FAVOUR = 2.0
+_FAITH = 1e-4  # that where no window is near, errors are as everywhere
+_NEIGHBOURS = 4.0  # windows over which errors are taken to be alike
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the map of one image may cost at most: windows, or seconds, or either.
+
+    A time budget is checked between batches of windows: one that has begun is finished, and so are
+    the untouched image's pass and the first coarse grid.
+
+    Args:
+        windows: how many windows may be run, at least 100.
+        seconds: how long windows may be run, above 0.
+
+    Raises:
+        ValueError: (an `ArgumentError`) for numbers outside of these ranges, and where neither is
+            given.
+    """
+
+    windows: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.windows is None and self.seconds is None:
+            raise ArgumentError("budget must have windows or seconds, but has neither")
+        if self.windows is not None and not self.windows >= _LEAST_WINDOWS:
+            raise ArgumentError(
+                f"budget.windows must be at least {_LEAST_WINDOWS}, not {self.windows}"
+            )
+        if self.seconds is not None and not self.seconds > 0:
+            raise ArgumentError(f"budget.seconds must be above 0, not {self.seconds}")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A map at one moment.
+
+    Attributes:
+        values: (windows, outputs), those of windows that were run exact.
+        known: which windows were run, (windows,).
+        quality: the structural similarity to the exact map that is to be expected, on the side of
+            caution; 1 where all windows were run.
+    """
+
+    values: Floats
+    known: Mask
+    quality: float
+
+
+def grow(
+    counts: tuple[int, ...],
+    spacing: tuple[float, ...],
+    run: Run,
+    shown: int = 0,
+    limit: int | None = None,
+    target: float | None = None,
+) -> Iterator[Growth]:
+    """Ever better maps, until all windows were run, or as many as may be.
+
+    Args:
+        counts: the map's windows along each axis.
+        spacing: the distance of neighbouring windows along each axis, in windows' sides.
+        run: gives the outcomes of some windows, (windows, outputs); those of the others are not
+            read.
+        shown: the output whose map is to be good.
+        limit: how many windows may be run, where not all.
+        target: the quality that is wanted, where one is: steps lead there, not beyond.
+    """
+    total = math.prod(counts)
+    limit = total if limit is None else min(limit, total)
+    known = _first_grid(counts, limit)
+    judges = _judges(known, max(_LEAST_JUDGES, math.ceil(_JUDGES * limit)))
+    if known.sum() + len(judges) + _BATCH >= total <= limit:
+        everything = np.ones(total, bool)
+        yield Growth(run(everything), everything, 1.0)
+        return
+    asked = known.copy()
+    asked[judges] = True
+    values = run(asked)
+    if not np.isfinite(values[asked]).all():
+        yield Growth(*_without_guesses(run, values, asked), 1.0)
+        return
+    favour = _favour(counts)
+    history: list[tuple[int, float]] = []  # windows, and quality
+    field: Field | None = None
+    surprise = np.full(total, np.nan)
+    for stage in range(total):
+        if field is None or stage == 2:
+            field = likeliest(counts, spacing, known, values[:, shown])
+        guess, variance = field.predict(known, values)
+        filled = np.where(asked[:, None], values, guess)
+        plain = filled[:, shown].reshape(counts)
+        variance = np.maximum(variance * _scale(plain), 1e-300)
+        if stage == 0:
+            surprise[known] = _left_out(field, known, values[:, shown], _scale(plain))
+        error = np.where(known, 0.0, variance * _spread(surprise, counts))
+        weight = _weight(plain, error.reshape(counts)).reshape(-1)
+        wrong = guess[judges, shown] - values[judges, shown]
+        error *= _judged(wrong, error[judges], weight[judges])
+        error[judges] = 0.0
+        history.append((int(asked.sum()), expected_ssim(plain, error.reshape(counts))))
+        yield Growth(filled, asked.copy(), history[-1][1])
+        count = min(_step(history, total, target), limit - history[-1][0])
+        if count <= 0:
+            return
+        chosen = _first(error * weight * favour, asked, count)
+        mask = np.zeros(total, bool)
+        mask[chosen] = True
+        values = np.where(mask[:, None], run(mask), values)
+        if not np.isfinite(values[mask]).all():
+            yield Growth(*_without_guesses(run, values, asked | mask), 1.0)
+            return
+        wrong = values[chosen, shown] - guess[chosen, shown]
+        surprise[chosen] = wrong * wrong / variance[chosen]
+        known |= mask
+        asked |= mask
+
+
+def _step(history: list[tuple[int, float]], total: int, target: float | None) -> int:
+    """How many windows to run next.
+
+    What is missing in quality falls by the same factor with every so many windows, more or less:
+    most of the way to the target is gone in one step.
+    """
+    share = _SHARE
+    if target is not None and target < 1 and len(history) > 1:
+        (before, low), (now, high) = history[-2:]
+        if low < high < target:
+            fall = math.log((1 - low) / (1 - high)) / (now - before)
+            share = _BOLDNESS * math.log((1 - high) / (1 - target)) / fall / total
+            share = min(max(share, _LEAST_SHARE), _MOST_SHARE)
+    return max(_BATCH, math.ceil(share * total))
+
+
+def _without_guesses(run: Run, values: Floats, asked: Mask) -> tuple[Floats, Mask]:
+    """All windows run: where an outcome is not finite, no guess is possible."""
+    if not asked.all():
+        values = np.where(asked[:, None], values, run(~asked))
+    return values, np.ones_like(asked)
+
+
+def _first_grid(counts: tuple[int, ...], limit: int) -> Mask:
+    """The first windows: every fourth along each axis, or fewer where half the limit is less."""
+    step = _FIRST_STEP
+    while True:
+        known = CoarseGrid(counts, tuple(range(len(counts))), step).windows
+        if known.sum() <= limit // 2 or step >= max(counts):
+            return np.array(known, bool)
+        step += 1
+
+
+def _judges(known: Mask, count: int) -> Integers:
+    """Windows that are run but not told to the map, spread over all that are not known."""
+    rest = np.flatnonzero(~known)
+    return np.random.default_rng(0).permutation(rest)[:count]
+
+
+def _scale(plain: Floats) -> Floats:
+    """How large errors may be: where a map hardly changes, they are small."""
+    variance, small = contrast(plain)
+    found: Floats = (variance + 1e-3 * small).reshape(-1)
+    return found
+
+
+def _left_out(field: Field, known: Mask, values: Floats, scale: Floats) -> Floats:
+    """How wrong each known value's guess from the others is, in squares of what was expected."""
+    found = np.empty(int(known.sum()))
+    numbers = np.flatnonzero(known)
+    half = np.arange(len(numbers)) % 2 == 0
+    for part in (half, ~half):
+        kept = known.copy()
+        kept[numbers[part]] = False
+        guess, variance = field.predict(kept, values[:, None])
+        wrong = guess[numbers[part], 0] - values[numbers[part]]
+        expected = variance[numbers[part]] * scale[numbers[part]]
+        found[part] = wrong * wrong / np.maximum(expected, 1e-300)
+    return found
+
+
+def _spread(surprise: Floats, counts: tuple[int, ...]) -> Floats:
+    """The mean surprise about every window; where there is none near, that of all."""
+    seen = ~np.isnan(surprise)
+    mean = float(surprise[seen].mean())
+    near = gaussian_filter(np.where(seen, surprise, 0).reshape(counts), _NEIGHBOURS)
+    share = gaussian_filter(seen.astype(float).reshape(counts), _NEIGHBOURS)
+    found: Floats = ((near + _FAITH * mean) / (share + _FAITH)).reshape(-1)
+    return found
+
+
+def _weight(plain: Floats, error: Floats) -> Floats:
+    """By how much the error of each window lowers the expected similarity."""
+    sides = sides_of(plain.shape)
+    variance, small = contrast(plain)
+    whole = np.maximum(2 * variance + uniform_filter(error, sides) + small, 1e-300)
+    slope = (2 * variance + small) / whole / whole
+    found: Floats = uniform_filter(slope, sides)
+    return found
+
+
+def _judged(wrong: Floats, expected: Floats, weight: Floats) -> float:
+    """How many times larger errors are than expected, from the judges, on the side of caution."""
+    found, thought = wrong * wrong * weight, expected * weight
+    if thought.sum() == 0:
+        return 1.0
+    draws = np.random.default_rng(0).integers(0, len(wrong), (100, len(wrong)))
+    ratios = found[draws].sum(1) / np.maximum(thought[draws].sum(1), 1e-300)
+    return float(found.sum() / thought.sum() + _CAUTION * ratios.std())
+
+
+def _favour(counts: tuple[int, ...]) -> Floats:
+    """More for windows of the next coarser grids: a lattice tells more than as many at random.
+
+    The cells' centres of the first grid, then every second window, then the centres of those.
+    """
+    place = np.indices(counts)
+    level = np.full(counts, 3)
+    level[(place % 2 == 1).all(0)] = 2
+    level[(place % 2 == 0).all(0)] = 1
+    level[(place % 4 == 2).all(0)] = 0
+    found: Floats = _FAVOUR ** -level.reshape(-1).astype(float)
+    return found
+
+
+def _first(worth: Floats, asked: Mask, count: int) -> Integers:
+    """The windows of most worth that were not asked for yet."""
+    order = np.argsort(-worth, kind="stable")
+    return order[~asked[order]][:count]

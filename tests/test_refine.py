@@ -1,0 +1,251 @@
+"""Maps that grow until they are good enough, on maps that are known and on a network."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from test_threshold import small_network
+
+from captum_krypton import Budget, DrillDown, KryptonOcclusion, ssim
+from captum_krypton._coarse import Floats
+from captum_krypton._field import Field, likeliest
+from captum_krypton._quality import expected_ssim
+from captum_krypton._refine import Growth, Mask, grow
+
+QUESTION: dict[str, Any] = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 2, 2)}
+
+
+def textbook(field: Field, known: Mask, values: Floats) -> tuple[Floats, Floats]:
+    """Ordinary regression with all known values at once, by an inverse."""
+    place = np.indices(field.counts).reshape(len(field.counts), -1).T * np.array(field.spacing)
+    far = np.sqrt(((place[:, None] - place[None]) ** 2).sum(-1)) * math.sqrt(3) / field.length
+    matrix = (1 + far) * np.exp(-far)
+    inverse = np.linalg.inv(matrix[np.ix_(known, known)] + 1e-6 * np.eye(known.sum()))
+    mean = values[known].mean(0)
+    guess = mean + matrix[:, known] @ inverse @ (values[known] - mean)
+    variance = 1 - np.einsum("ij,jk,ik->i", matrix[:, known], inverse, matrix[:, known])
+    guess[known], variance[known] = values[known], 0
+    return guess, np.maximum(variance, 0)
+
+
+@given(
+    counts=st.lists(st.integers(2, 7), min_size=1, max_size=3),
+    length=st.sampled_from([0.5, 1.0, 2.0]),
+    share=st.floats(0.2, 0.9),
+    seed=st.integers(0, 99),
+)
+def test_a_field_is_the_textbooks(
+    counts: list[int], length: float, share: float, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    field = Field(tuple(counts), (0.5,) * len(counts), length)
+    total = math.prod(counts)
+    known = generator.random(total) < share
+    known[0] = True
+    values = generator.normal(size=(total, 2))
+    guess, variance = field.predict(known, np.where(known[:, None], values, np.nan))
+    expected = textbook(field, known, values)
+    np.testing.assert_allclose(guess, expected[0], atol=1e-6)
+    np.testing.assert_allclose(variance, expected[1], atol=1e-6)
+
+
+def test_a_field_of_many_blocks_is_that_of_one() -> None:
+    counts, generator = (70, 40), np.random.default_rng(0)
+    field = Field(counts, (0.25, 0.25), 0.5)
+    known = generator.random(math.prod(counts)) < 0.3
+    values = gaussian_filter(generator.normal(size=counts), 2).reshape(-1, 1)
+    guess, variance = field.predict(known, values)
+    expected = textbook(field, known, values)
+    apart, wrong = guess - expected[0], expected[0] - values
+    assert np.square(apart).mean() < 0.02 * np.square(wrong).mean()
+    np.testing.assert_allclose(variance, expected[1], atol=5e-3)
+
+
+def test_the_length_is_found() -> None:
+    counts, spacing = (24, 24), (0.25, 0.25)
+    generator = np.random.default_rng(0)
+    for length in (0.5, 2.0):
+        place = np.indices(counts).reshape(2, -1).T * np.array(spacing)
+        far = np.sqrt(((place[:, None] - place[None]) ** 2).sum(-1)) * math.sqrt(3) / length
+        factor = np.linalg.cholesky((1 + far) * np.exp(-far) + 1e-6 * np.eye(len(place)))
+        values = factor @ generator.normal(size=len(place))
+        known = generator.random(len(place)) < 0.5
+        assert likeliest(counts, spacing, known, values).length == length
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.1, 0.15])
+def test_the_expected_similarity_is_that_of_random_errors(noise: float) -> None:
+    """Errors with mean zero, of a size that differs from place to place, and alike nearby."""
+    generator = np.random.default_rng(0)
+    plain = gaussian_filter(generator.normal(size=(40, 45)), 3)
+    plain /= plain.std()
+    size = noise * (1 + np.indices(plain.shape)[0] / 40)
+    found = []
+    for _ in range(20):
+        wrong = gaussian_filter(generator.normal(size=plain.shape), 0.7)
+        found.append(ssim(plain, plain + size * wrong / wrong.std()))
+    assert expected_ssim(plain, size * size) == pytest.approx(np.mean(found), abs=0.04)
+    assert expected_ssim(plain, 0 * size) == 1
+
+
+class Known:
+    """A map that is known, and how often each window was asked for."""
+
+    def __init__(self, plain: Floats) -> None:
+        self.values = plain.reshape(math.prod(plain.shape[:2]), -1)
+        self.asked = np.zeros(len(self.values), int)
+
+    def __call__(self, mask: Mask) -> Floats:
+        self.asked += mask
+        return np.where(mask[:, None], self.values, np.nan)
+
+
+def fields(seed: int) -> Floats:
+    """Overlapping windows over something rough, with a region of its own scale."""
+    generator = np.random.default_rng(seed)
+    rough = generator.normal(size=(40, 34)) * (1 + 4 * (generator.random((40, 34)) > 0.97))
+    rough[10:22, 8:20] *= generator.choice([0.1, 1, 5])
+    smooth = gaussian_filter(rough, generator.uniform(1, 2.5))
+    return smooth / smooth.std()
+
+
+def grown(plain: Floats, **settings: Any) -> tuple[list[Growth], Known]:
+    known = Known(plain)
+    return list(grow(plain.shape, (0.25, 0.25), known, **settings)), known
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_growing(seed: int) -> None:
+    plain = fields(seed)
+    stages, known = grown(plain)
+    assert (known.asked == 1).all()  # all, and none twice
+    before = np.zeros(plain.size, bool)
+    for stage in stages:
+        assert stage.known[before].all()
+        assert np.isfinite(stage.values).all()
+        assert np.array_equal(stage.values[stage.known], known.values[stage.known])
+        assert 0 <= stage.quality <= 1
+        before = stage.known
+    assert stages[-1].quality == 1
+    assert np.array_equal(stages[-1].values, known.values)
+    truth = [ssim(plain, stage.values.reshape(plain.shape)) for stage in stages]
+    assert truth[0] < truth[len(truth) // 2] < truth[-1] == 1
+
+
+def test_targets_are_met() -> None:
+    """By the true similarity, at the moment when the estimate first says so."""
+    met = []
+    for seed in range(12):
+        plain = fields(seed)
+        stages, _ = grown(plain)
+        for target in (0.8, 0.9, 0.95):
+            stage = next(stage for stage in stages if stage.quality >= target)
+            met.append(ssim(plain, stage.values.reshape(plain.shape)) >= target)
+            assert ssim(plain, stage.values.reshape(plain.shape)) >= target - 0.05
+    assert np.mean(met) >= 0.9
+
+
+def test_certain_regions_are_left_alone() -> None:
+    """A window more is run where the map is rough, and none where it is flat."""
+    plain = gaussian_filter(np.random.default_rng(0).normal(size=(40, 34)), 1)
+    plain[:, :17] *= 0.001
+    stages, _ = grown(plain)
+    middle = next(stage for stage in stages if stage.quality >= 0.9).known.reshape(plain.shape)
+    assert middle[:, 18:].mean() > 2 * middle[:, :12].mean()
+
+
+def test_a_limit_of_windows() -> None:
+    plain = fields(0)
+    for limit in (100, 300, 777, 5000):
+        stages, known = grown(plain, limit=limit)
+        assert known.asked.sum() == min(limit, plain.size)
+        assert stages[-1].known.sum() == known.asked.sum()
+    stages, known = grown(plain[:6, :7])
+    assert len(stages) == 1 and stages[0].quality == 1
+
+
+@pytest.mark.parametrize("place", [(0, 0), (17, 18), (21, 5)])
+def test_one_outcome_that_is_not_finite_has_all_windows_run(place: tuple[int, int]) -> None:
+    plain = fields(0)
+    plain[place] = math.nan
+    stages, known = grown(plain)
+    assert (known.asked == 1).all()
+    assert np.array_equal(stages[-1].values, known.values, equal_nan=True)
+
+
+def test_a_map_of_one_value() -> None:
+    stages, _ = grown(np.full((30, 30), 0.25))
+    assert stages[0].quality == 1
+    assert (stages[0].values == 0.25).all()
+
+
+def test_a_map_of_a_quality() -> None:
+    network, images = small_network(), torch.rand(2, 3, 64, 60)
+    exact = KryptonOcclusion(network).heatmap(images, **QUESTION)
+    krypton = KryptonOcclusion(network, quality=0.9)
+    heat = krypton.heatmap(images, **QUESTION)
+    report = heat.report
+    assert exact.report.estimated_ssim == 1
+    assert report.estimated_ssim is not None and report.estimated_ssim >= 0.9
+    assert report.windows_evaluated < exact.report.windows_evaluated
+    assert report.theoretical_speedup > exact.report.theoretical_speedup
+    for image in range(2):
+        assert ssim(exact.scores[image], heat.scores[image]) > 0.87
+    same = torch.isclose(heat.scores, exact.scores, rtol=0, atol=1e-6)
+    assert int(same.sum()) >= report.windows_evaluated
+    assert krypton.attribute(images, **QUESTION).shape == images.shape
+    several = krypton.heatmap(images, target=None, **QUESTION)
+    assert several.scores.shape == (2, 5, 29, 27)
+    assert not several.scores.isnan().any()
+    channels = krypton.heatmap(images, sliding_window_shapes=(2, 8, 8), strides=(1, 2, 2))
+    assert channels.scores.shape == (2, 2, 29, 27)
+    assert not channels.scores.isnan().any()
+
+
+def test_a_map_of_a_budget() -> None:
+    network, image = small_network(), torch.rand(1, 3, 64, 60)
+    krypton = KryptonOcclusion(network, budget=Budget(windows=200))
+    report = krypton.heatmap(image, **QUESTION).report
+    assert report.windows_evaluated == 200
+    assert report.estimated_ssim is not None and 0 < report.estimated_ssim < 1
+    hasty = KryptonOcclusion(network, budget=Budget(seconds=1e-9))
+    assert hasty.heatmap(image, **QUESTION).report.windows_evaluated < 200
+    patient = KryptonOcclusion(network, budget=Budget(seconds=1e9))
+    report = patient.heatmap(image, **QUESTION).report
+    assert report.windows_evaluated == report.windows and report.estimated_ssim == 1
+    both = KryptonOcclusion(network, budget=Budget(windows=700), quality=0.5)
+    assert both.heatmap(image, **QUESTION).report.windows_evaluated < 700
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"quality": 0}, "quality must be above 0"),
+        ({"quality": 1.1}, "quality must be above 0"),
+        ({"quality": 0.9, "projective_field_threshold": 0.5}, "exclude"),
+        ({"quality": 0.9, "drill_down": DrillDown()}, "exclude"),
+    ],
+)
+def test_what_excludes_each_other(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KryptonOcclusion(small_network(), **settings)
+
+
+def test_budgets_out_of_range() -> None:
+    for arguments, message in [
+        ({}, "windows or seconds"),
+        ({"windows": 99}, "budget.windows must be at least 100"),
+        ({"seconds": 0.0}, "budget.seconds must be above 0"),
+        ({"seconds": math.nan}, "budget.seconds must be above 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Budget(**arguments)
+    with pytest.raises(TypeError, match="budget must be a Budget"):
+        KryptonOcclusion(small_network(), budget=100)  # type: ignore[arg-type]
