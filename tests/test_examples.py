@@ -305,8 +305,9 @@ def test_readme_table_is_of_the_committed_measurements(examples: None) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    monkeypatch.chdir(tmp_path)  # some blocks write files
     monkeypatch.setattr(sys, "path", list(sys.path))
     torch.manual_seed(0)
     names: dict[str, Any] = {}
