@@ -18,7 +18,7 @@ from ._operators import (
     rule_for,
     whole,
 )
-from ._regions import Reach, crop
+from ._regions import Floats, Reach, crop
 
 __all__ = ["Analysis", "analyse", "multiply_accumulates"]
 
@@ -65,28 +65,39 @@ class Analysis:
                 volume's side that an interval may have. What lies beyond counts as unchanged.
         """
         found: dict[ValueId, tuple[Reach | None, ...]] = {self.occluded: windows}
+        middles = tuple((window.start + window.stop) / 2 for window in windows)
+        centres: dict[ValueId, tuple[Floats | None, ...]] = {self.occluded: middles}
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
             if rule is None:
                 continue
             changed = rule.view.changed(node)
             per_axis: list[Reach | None] = []
+            places: list[Floats | None] = []
             for axis, dim in enumerate(rule.dims):
                 if dim is None:
                     per_axis.append(None)
+                    places.append(None)
                     continue
                 operands: dict[ValueId, Reach] = {}
                 for value in changed:  # one without the axis counts too: it changes all along it
                     own = found[value][axis] if value in found else None
                     operands[value] = windows[axis] if own is None else own
                 reach = rule.reach(axis, operands)
-                if threshold < 1.0 and rule.may_crop(axis):
+                if threshold < 1.0:
                     size = rule.size(axis)
-                    centre = (windows[axis].start + windows[axis].stop) / 2
-                    centre *= size / self._window_size(axis)
-                    reach = crop(reach, max(1, math.floor(threshold * size + 0.5)), centre)
+                    known = {v: centres[v][axis] for v in changed if v in centres}
+                    own_places = {v: place for v, place in known.items() if place is not None}
+                    if own_places:
+                        centre = rule.centre(axis, own_places)
+                    else:
+                        centre = middles[axis] * (size / self._window_size(axis))
+                    if rule.may_crop(axis):
+                        reach = crop(reach, max(1, math.floor(threshold * size + 0.5)), centre)
+                    places.append(centre)
                 per_axis.append(reach)
             for value in rule.outputs:
                 found[value] = tuple(per_axis)
+                centres[value] = tuple(places)
         return found
 
 

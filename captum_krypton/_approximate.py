@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ._arguments import ArgumentError, Call
-from ._coarse import Floats
 from ._compile import Compiled, window_axes
 from ._drilldown import DrillDown, drill_down
 from ._execute import Base, Execution, Selection
 from ._plan import Plan
-from ._refine import Budget, Growth, grow
+from ._refine import LEAST_WINDOWS, Budget, Growth, grow
+from ._regions import Floats
 from ._tuning import Tuning, as_grids, torch_version
 
 __all__ = ["Approximate", "Approximation", "Windows", "approximate", "growing"]
@@ -32,7 +32,8 @@ class Approximation:
         threshold: the projective field threshold tau, in (0, 1]; 1 is exact.
         drill_down: which windows are run; None for all.
         tuning: where the threshold is from; None where the user gave it.
-        quality: the structural similarity that a map is to have by its own estimate.
+        quality: the structural similarity that a map is to have by its own estimate: that of the
+            predicted outcome, where an image has several.
         budget: what a map may cost.
 
     Raises:
@@ -75,6 +76,16 @@ class Approximation:
         if self.drill_down is not None:
             for grid in call.grids:
                 self.drill_down.coarse(grid.counts, window_axes(grid))
+        if self.budget is not None and self.budget.windows is not None:
+            for grid in call.grids:
+                axes = window_axes(grid)
+                rest = (n for dim, n in enumerate(grid.counts) if dim not in axes)
+                least = LEAST_WINDOWS * math.prod(rest)
+                if self.budget.windows < least:
+                    raise ArgumentError(
+                        f"budget.windows must be at least {least} for windows at "
+                        f"{' x '.join(map(str, grid.counts))} positions, not {self.budget.windows}"
+                    )
         tuning = self.tuning
         if tuning is not None and tuning.grids != (asked := as_grids(call)):
             raise ArgumentError(f"tuning is for windows {tuning.grids}, not for {asked}")
@@ -207,7 +218,9 @@ def growing(
     copies = math.prod(grid.counts[dim] for dim in others)
     order = np.arange(grid.total).reshape(grid.counts).transpose(*axes, *others)
     order = order.reshape(-1, copies)  # windows at each position
+    outputs = reference[image].numel()
     best = int(reference[image].reshape(-1).double().argmax())
+    shown = tuple(copy * outputs + best for copy in range(copies))
     like: Tensor | None = None
 
     def run(mask: npt.NDArray[np.bool_]) -> Floats:
@@ -235,7 +248,7 @@ def growing(
     spacing = tuple(grid.stride[axis] / grid.window[axis] for axis in axes)
     limit = None if approximation.budget is None else approximation.budget.windows
     limit = None if limit is None else limit // copies
-    yield from map(told, grow(counts, spacing, run, best, limit, approximation.quality))
+    yield from map(told, grow(counts, spacing, run, shown, limit, approximation.quality))
 
 
 def predicted_drop(scores: Tensor, reference: Tensor) -> Floats:

@@ -13,11 +13,9 @@ import torch
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from ._regions import Integers
+from ._regions import Floats, Integers
 
 __all__ = ["CoarseGrid"]
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

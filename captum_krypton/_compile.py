@@ -90,12 +90,17 @@ class Compiled:
                     batch_bytes=_BATCH_BYTES.get(tensor.device.type),
                     most_rows=most_rows,
                     element_bytes=tensor.element_size(),
-                    threshold=threshold if incremental else 1.0,
+                    threshold=threshold if self._crops(position, axes, incremental) else 1.0,
                 )
                 for incremental in (True, False)
             ]
             self._plans[key] = min(plans, key=lambda plan: plan.seconds)
         return self._plans[key]
+
+    def _crops(self, position: int, axes: tuple[int, ...], incremental: bool) -> bool:
+        """Whether there are operators whose changes a threshold could crop."""
+        rules = self._analysis(position, axes, incremental).rules
+        return any(rule is not None and not rule.is_global for rule in rules)
 
     def _analysis(self, position: int, axes: tuple[int, ...], incremental: bool) -> Analysis:
         key = (position, axes, incremental)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ._arguments import ArgumentError
-from ._coarse import CoarseGrid, Floats
+from ._coarse import CoarseGrid
 from ._execute import Selection
+from ._regions import Floats
 
 __all__ = ["DrillDown", "drill_down"]
 
@@ -105,7 +106,7 @@ def interesting(coarse: CoarseGrid, drop: Floats, fraction: float) -> Selection:
     Cells need not touch each other. One is taken at least.
     """
     nodes = np.flatnonzero(coarse.windows)
-    drops = np.nan_to_num(drop[nodes], nan=np.inf)
+    drops = np.where(np.isfinite(drop[nodes]), drop[nodes], np.inf)
     ranked = nodes[np.argsort(-drops, kind="stable")]
     size = np.bincount(coarse.cells, minlength=len(drop))
     total = np.cumsum(size[ranked])
@@ -125,7 +126,7 @@ def _filled(coarse: CoarseGrid, scores: Tensor, held_out: Selection) -> Tensor:
         return repeated
     spline = coarse.spline(scores)
     error = [_error(filled, scores, held_out) for filled in (spline, repeated)]
-    better = (error[0] <= error[1]).reshape(-1, *[1] * (scores.dim() - 1))
+    better = ((error[0] <= error[1]) & error[0].isfinite()).reshape(-1, *[1] * (scores.dim() - 1))
     return torch.where(better, spline, repeated)
 
 

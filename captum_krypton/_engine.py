@@ -109,6 +109,7 @@ class Engine:
             key = (call.examples, call.inputs[0].is_inference(), torch.is_inference_mode_enabled())
             if not fresh and compiled.notes.get(key) != notes:
                 before, compiled = compiled, self._compiled(call, renew=True)
+                approximation.check_model(compiled)
                 if key not in before.notes and compiled.capture.says_the_same_as(before.capture):
                     compiled.notes, compiled.checked = before.notes, before.checked
             compiled.notes[key] = notes
@@ -120,6 +121,7 @@ class Engine:
                 return self._run(call, compiled, *rest)
             except _Stale:
                 compiled = self._compiled(call, renew=True)
+                approximation.check_model(compiled)
                 compiled.notes[key] = notes
             try:
                 return self._run(call, compiled, *rest)
@@ -223,6 +225,8 @@ class Engine:
                     scores, evaluated = made.scores, int(made.known.sum())
                     if made.quality is not None:
                         estimated = min(made.quality)
+                    elif plan.threshold == 1 and made.known.all():
+                        estimated = 1.0
                 check = time.perf_counter()
                 error = self._check(
                     call, compiled, position, plan, checking, ours, reference, target, noise

@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
-from ._coarse import Floats
-from ._regions import Integers
+from ._regions import Floats, Integers
 
 __all__ = ["Field", "likeliest"]
 
-_BLOCK = 32  # positions an axis that are predicted together
+_TOGETHER = 1000  # positions that are predicted together, more or less
 _REACH = 2.5  # in lengths: what is farther away does not count
 _NUGGET = 1e-6  # of the variance, so that factors exist
 _LENGTHS = (0.5, 0.75, 1.25, 2.0)
@@ -31,11 +30,13 @@ class Field:
         counts: the grid's positions along each axis.
         spacing: the distance of neighbours along each axis, in windows' sides.
         length: the distance, in the same unit, over which values are alike.
+        step: no position is farther than this from a known one along any axis, in positions.
     """
 
     counts: tuple[int, ...]
     spacing: tuple[float, ...]
     length: float
+    step: int = 1
 
     @cached_property
     def covariances(self) -> Floats:
@@ -96,10 +97,12 @@ class Field:
         """Parts of the grid, each with the positions around that count for it."""
         numbers = np.arange(math.prod(self.counts)).reshape(self.counts)
         cuts = []
+        side = round(_TOGETHER ** (1 / len(self.counts)))
         for count, spacing in zip(self.counts, self.spacing, strict=True):
-            parts = math.ceil(count / _BLOCK)
+            parts = math.ceil(count / side)
             edges = [count * i // parts for i in range(parts + 1)]
-            margin = math.ceil(_REACH * self.length / spacing)
+            margin = min(math.ceil(_REACH * self.length / spacing), side // 2)
+            margin = max(margin, self.step + 1)  # else there may be nothing to go by
             cuts.append(
                 [
                     (slice(a, b), slice(max(0, a - margin), b + margin))
@@ -116,7 +119,8 @@ def likeliest(
     spacing: tuple[float, ...],
     known: npt.NDArray[np.bool_],
     values: Floats,
+    step: int,
 ) -> Field:
     """The field whose length the known values, (positions,), make likeliest."""
-    fields = [Field(counts, spacing, length) for length in _LENGTHS]
+    fields = [Field(counts, spacing, length, step) for length in _LENGTHS]
     return max(fields, key=lambda field: field.log_likelihood(known, values))

@@ -332,6 +332,11 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             call = make_call(
                 image, sliding_window_shapes, strides, baselines, PREDICTED, None, None
             )
+            if calls and as_grids(call) != as_grids(calls[0]):
+                raise ArgumentError(
+                    f"images must have one shape, but have {tuple(calls[0].inputs[0].shape[1:])} "
+                    f"and {tuple(image.shape[1:])}"
+                )
             calls.append(call)
             (made,) = self._engine.maps(call, False, Approximation(threshold), [])
             return made.scores[0]
@@ -343,7 +348,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
                 threshold, table, own, kept = tuned(
                     heat, taken, others, target_ssim, thresholds, bar.update
                 )
-            digest = self._engine.digest(calls[-1])
+            digest = self._engine.digest(calls[0])
         except Fallback as fallback:
             raise ArgumentError(f"forward_func cannot be tuned: {fallback}") from None
         return Tuning(
@@ -353,7 +358,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             tuple(map(tuple, table)),
             tuple(own),
             tuple(kept),
-            as_grids(calls[-1]),
+            as_grids(calls[0]),
             digest,
             torch_version(),
         )

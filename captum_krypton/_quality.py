@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 from skimage.metrics import structural_similarity
 
-from ._coarse import Floats
+from ._regions import Floats
 
 __all__ = ["contrast", "expected_ssim", "sides_of", "ssim"]
 

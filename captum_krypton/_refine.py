@@ -16,18 +16,18 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from ._arguments import ArgumentError
-from ._coarse import CoarseGrid, Floats
+from ._coarse import CoarseGrid
 from ._field import Field, likeliest
 from ._quality import contrast, expected_ssim, sides_of
-from ._regions import Integers
+from ._regions import Floats, Integers
 
-__all__ = ["Budget", "Growth", "grow"]
+__all__ = ["LEAST_WINDOWS", "Budget", "Growth", "grow"]
 
 Mask = npt.NDArray[np.bool_]
 Run = Callable[[Mask], Floats]
 
 _FIRST_STEP = 4
-_LEAST_WINDOWS = 100  # a first grid and judges
+LEAST_WINDOWS = 100  # a first grid and judges
 _BATCH = 64  # windows a step at least: fewer would not fill a batch
 _SHARE = 0.06  # of all windows, run in a step
 _LEAST_SHARE, _MOST_SHARE = 0.03, 0.25  # where the step is chosen for a target
@@ -43,12 +43,14 @@ _NEIGHBOURS = 4.0  # windows over which errors are taken to be alike
 class Budget:
     """What the map of one image may cost at most: windows, or seconds, or either.
 
-    A time budget is checked between batches of windows: one that has begun is finished, and so are
-    the untouched image's pass and the first coarse grid.
+    A time budget is checked between steps, of which each runs windows and guesses the others: one
+    that has begun is finished, and so are the untouched image's pass and the first coarse grid.
+    Where outcomes are integers or not finite, nothing can be guessed: all windows are run then.
 
     Args:
-        windows: how many windows may be run, at least 100.
-        seconds: how long windows may be run, above 0.
+        windows: how many windows may be run: at least 100, times the positions of the windows along
+            dimensions such as channels, where they do not span those.
+        seconds: how long an image may take, above 0.
 
     Raises:
         ValueError: (an `ArgumentError`) for numbers outside of these ranges, and where neither is
@@ -61,9 +63,12 @@ class Budget:
     def __post_init__(self) -> None:
         if self.windows is None and self.seconds is None:
             raise ArgumentError("budget must have windows or seconds, but has neither")
-        if self.windows is not None and not self.windows >= _LEAST_WINDOWS:
+        if self.windows is not None and not (
+            type(self.windows) is int and self.windows >= LEAST_WINDOWS
+        ):
             raise ArgumentError(
-                f"budget.windows must be at least {_LEAST_WINDOWS}, not {self.windows}"
+                f"budget.windows must be an integer of at least {LEAST_WINDOWS}, "
+                f"not {self.windows!r}"
             )
         if self.seconds is not None and not self.seconds > 0:
             raise ArgumentError(f"budget.seconds must be above 0, not {self.seconds}")
@@ -89,7 +94,7 @@ def grow(
     counts: tuple[int, ...],
     spacing: tuple[float, ...],
     run: Run,
-    shown: int = 0,
+    shown: tuple[int, ...] = (0,),
     limit: int | None = None,
     target: float | None = None,
 ) -> Iterator[Growth]:
@@ -100,13 +105,13 @@ def grow(
         spacing: the distance of neighbouring windows along each axis, in windows' sides.
         run: gives the outcomes of some windows, (windows, outputs); those of the others are not
             read.
-        shown: the output whose map is to be good.
+        shown: the outputs whose maps are to be good.
         limit: how many windows may be run, where not all.
         target: the quality that is wanted, where one is: steps lead there, not beyond.
     """
     total = math.prod(counts)
     limit = total if limit is None else min(limit, total)
-    known = _first_grid(counts, limit)
+    known, step = _first_grid(counts, limit)
     judges = _judges(known, max(_LEAST_JUDGES, math.ceil(_JUDGES * limit)))
     if known.sum() + len(judges) + _BATCH >= total <= limit:
         everything = np.ones(total, bool)
@@ -121,37 +126,83 @@ def grow(
     favour = _favour(counts)
     history: list[tuple[int, float]] = []  # windows, and quality
     field: Field | None = None
-    surprise = np.full(total, np.nan)
+    maps = [_Judged(counts, judges) for _ in shown]
     for stage in range(total):
         if field is None or stage == 2:
-            field = likeliest(counts, spacing, known, values[:, shown])
+            # Half of the first grid is left out once.
+            field = likeliest(counts, spacing, known, values[:, shown[0]], 2 * step)
         guess, variance = field.predict(known, values)
         filled = np.where(asked[:, None], values, guess)
-        plain = filled[:, shown].reshape(counts)
-        variance = np.maximum(variance * _scale(plain), 1e-300)
-        if stage == 0:
-            surprise[known] = _left_out(field, known, values[:, shown], _scale(plain))
-        error = np.where(known, 0.0, variance * _spread(surprise, counts))
-        weight = _weight(plain, error.reshape(counts)).reshape(-1)
-        wrong = guess[judges, shown] - values[judges, shown]
-        error *= _judged(wrong, error[judges], weight[judges])
-        error[judges] = 0.0
-        history.append((int(asked.sum()), expected_ssim(plain, error.reshape(counts))))
+        for output, judged in zip(shown, maps, strict=True):
+            if stage == 0:
+                judged.begin(field, known, values[:, output], filled[:, output])
+            judged.judge(known, values[:, output], guess[:, output], variance)
+        history.append((int(asked.sum()), min(judged.quality for judged in maps)))
         yield Growth(filled, asked.copy(), history[-1][1])
         count = min(_step(history, total, target), limit - history[-1][0])
         if count <= 0:
             return
-        chosen = _first(error * weight * favour, asked, count)
+        worth = np.sum([judged.worth for judged in maps], axis=0)
+        chosen = _first(worth * favour, asked, count)
         mask = np.zeros(total, bool)
         mask[chosen] = True
         values = np.where(mask[:, None], run(mask), values)
         if not np.isfinite(values[mask]).all():
             yield Growth(*_without_guesses(run, values, asked | mask), 1.0)
             return
-        wrong = values[chosen, shown] - guess[chosen, shown]
-        surprise[chosen] = wrong * wrong / variance[chosen]
+        for output, judged in zip(shown, maps, strict=True):
+            judged.learn(chosen, values[chosen, output] - guess[chosen, output])
         known |= mask
         asked |= mask
+
+
+class _Judged:
+    """How wrong the guesses of one output's map are.
+
+    Attributes:
+        quality: the structural similarity to the exact map that is to be expected.
+        worth: how much of what is missing there each window's error is to blame for.
+    """
+
+    quality: float
+    worth: Floats
+
+    def __init__(self, counts: tuple[int, ...], judges: Integers) -> None:
+        self.counts, self.judges = counts, judges
+        self.surprise = np.full(math.prod(counts), np.nan)
+        self.expected = np.empty(0)
+
+    def begin(self, field: Field, known: Mask, values: Floats, filled: Floats) -> None:
+        """Learns from the first grid's windows, each guessed from others of them."""
+        scale = _scale(filled.reshape(self.counts))
+        self.surprise[known] = _left_out(field, known, values, scale)
+
+    def judge(self, known: Mask, values: Floats, guess: Floats, variance: Floats) -> None:
+        """Finds quality and worth.
+
+        Args:
+            known: the windows that the guesses are made from.
+            values: the outcomes, of these windows and of the judges.
+            guess: the guesses.
+            variance: that of each guess's error, as a share of the field's.
+        """
+        wrong = guess[self.judges] - values[self.judges]
+        filled = guess.copy()
+        filled[self.judges] = values[self.judges]
+        plain = filled.reshape(self.counts)
+        self.expected = np.maximum(variance * _scale(plain), 1e-300)
+        # Nothing may have been surprising so far, and a judge be wrong all the same.
+        surprise = np.maximum(_spread(self.surprise, self.counts), 1e-9 if wrong.any() else 0.0)
+        error = np.where(known, 0.0, self.expected * surprise)
+        weight = _weight(plain, error.reshape(self.counts)).reshape(-1)
+        error *= _times_larger(wrong, error[self.judges], weight[self.judges])
+        error[self.judges] = 0.0
+        self.quality = expected_ssim(plain, error.reshape(self.counts))
+        self.worth = error * weight
+
+    def learn(self, chosen: Integers, wrong: Floats) -> None:
+        """Learns how wrong the guesses of windows were that have been run since."""
+        self.surprise[chosen] = wrong * wrong / self.expected[chosen]
 
 
 def _step(history: list[tuple[int, float]], total: int, target: float | None) -> int:
@@ -177,13 +228,13 @@ def _without_guesses(run: Run, values: Floats, asked: Mask) -> tuple[Floats, Mas
     return values, np.ones_like(asked)
 
 
-def _first_grid(counts: tuple[int, ...], limit: int) -> Mask:
-    """The first windows: every fourth along each axis, or fewer where half the limit is less."""
+def _first_grid(counts: tuple[int, ...], limit: int) -> tuple[Mask, int]:
+    """The first windows, and their distance: 4 along each axis, or more for half the limit."""
     step = _FIRST_STEP
     while True:
         known = CoarseGrid(counts, tuple(range(len(counts))), step).windows
         if known.sum() <= limit // 2 or step >= max(counts):
-            return np.array(known, bool)
+            return np.array(known, bool), step
         step += 1
 
 
@@ -235,7 +286,7 @@ def _weight(plain: Floats, error: Floats) -> Floats:
     return found
 
 
-def _judged(wrong: Floats, expected: Floats, weight: Floats) -> float:
+def _times_larger(wrong: Floats, expected: Floats, weight: Floats) -> float:
     """How many times larger errors are than expected, from the judges, on the side of caution."""
     found, thought = wrong * wrong * weight, expected * weight
     if thought.sum() == 0:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 __all__ = [
     "Box",
+    "Floats",
     "Integers",
     "Reach",
     "align",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def everywhere(like: Reach, size: int) -> Reach:
     return Reach(like.start * 0, like.start * 0 + size)
 
 
-def crop(reach: Reach, cells: int, centre: npt.NDArray[np.float64]) -> Reach:
+def crop(reach: Reach, cells: int, centre: Floats) -> Reach:
     """At most `cells` cells of each interval, those about `centre` (Eq. 31-36).
 
     The paper crops about the middle of the interval. At the border of a volume, where the interval

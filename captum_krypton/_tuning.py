@@ -15,8 +15,8 @@ from numpy.polynomial import Polynomial
 from torch import Tensor
 
 from ._arguments import ArgumentError, Call
-from ._coarse import Floats
 from ._quality import ssim
+from ._regions import Floats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,8 +124,9 @@ def sample(images: Tensor | Iterable[Any], limit: int) -> Iterator[Tensor]:
     """The first images of a source, each (1, ...).
 
     Args:
-        images: a tensor (N, ...), or an iterable of such tensors or of single images of three
-            dimensions (C, H, W); of tuples and lists, such as a DataLoader's, the first entry.
+        images: a tensor (N, ...), or an iterable of such tensors or of single images: tensors of
+            three dimensions in an iterable are images (C, H, W). Of tuples and lists, such as a
+            DataLoader's, the first entry.
         limit: how many at most.
 
     Raises:
@@ -212,6 +213,8 @@ def _fit(thresholds: Iterable[float], table: Any) -> Callable[[Any], Floats]:
     x = np.broadcast_to(tuple(thresholds), rows.shape).reshape(-1)
     y = rows.reshape(-1)
     finite = np.isfinite(y)
+    if np.unique(x[finite]).size < 3:
+        raise ArgumentError("images must have finite outcomes, at three thresholds at least")
     curve = Polynomial.fit(x[finite], y[finite], 2)
     return lambda at: np.minimum(curve(np.asarray(at, dtype=np.float64)), 1.0)
 

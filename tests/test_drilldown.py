@@ -155,13 +155,14 @@ def test_a_smooth_map_is_filled_by_spline_and_a_rough_one_by_repeating() -> None
     assert torch.equal(scores[1][rest[1]], repeated[1][rest[1]])
 
 
-def test_outcomes_that_are_not_finite_are_looked_at_and_spread_no_further() -> None:
+@pytest.mark.parametrize("outcome", [math.nan, math.inf, -math.inf])
+def test_outcomes_that_are_not_finite_are_looked_at_and_spread_no_further(outcome: float) -> None:
     maps = torch.zeros(1, 20 * 20, dtype=torch.float64)
-    maps[0, 8 * 20 + 8] = math.nan
+    maps[0, 8 * 20 + 8] = outcome
     coarse = CoarseGrid((1, 20, 20), (1, 2), 4)
     scores, evaluated = drill_down(DrillDown(0.1, 3), coarse, 1, Known(maps), drop)
     assert evaluated[0].reshape(20, 20)[7:10, 7:10].all()
-    assert scores.isnan().sum() == 1
+    assert (~scores.isfinite()).sum() == 1
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.5])
@@ -185,7 +186,9 @@ def test_a_map_with_drill_down(threshold: float) -> None:
     assert same.reshape(2, -1)[:, torch.from_numpy(coarse.windows)].all()
     drops = full.reference[:, None] - full.scores.reshape(2, -1)
     for image in range(2):
-        assert same[image].reshape(-1)[drops[image].argmax()] or not same.all()
+        on_grid = torch.where(torch.from_numpy(coarse.windows), drops[image], -math.inf)
+        cell = torch.from_numpy(coarse.cells == int(on_grid.argmax()))
+        assert same[image].reshape(-1)[cell].all()
     assert krypton.attribute(images, **question).shape == images.shape
     several = krypton.heatmap(images, target=None, **question)
     assert several.scores.shape == (2, 5, 18, 16)

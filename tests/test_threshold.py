@@ -214,6 +214,45 @@ def test_a_map_with_a_threshold() -> None:
     assert krypton.attribute(image, **question).shape == image.shape
 
 
+def test_a_crop_follows_a_flip() -> None:
+    """Of a network that flips its image first, the map is the flipped image's, flipped."""
+    network, image = small_network().double(), torch.rand(1, 3, 32, 32).double()
+    question: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
+    plain = KryptonOcclusion(network, projective_field_threshold=0.25)
+    flipped = KryptonOcclusion(lambda x: network(x.flip(3)), projective_field_threshold=0.25)
+    expected = plain.heatmap(image.flip(3), target=1, **question)
+    heat = flipped.heatmap(image, target=1, **question)
+    assert heat.report.threshold == 0.25
+    torch.testing.assert_close(heat.scores, expected.scores.flip(2), rtol=0, atol=1e-12)
+    exact = KryptonOcclusion(network).heatmap(image.flip(3), target=1, **question)
+    assert not torch.allclose(expected.scores, exact.scores)
+
+
+def test_a_crop_follows_padding_and_slices() -> None:
+    network, image = small_network().double(), torch.rand(1, 3, 32, 32).double()
+    question: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
+
+    def moved(x: Tensor) -> Tensor:
+        padded = nn.functional.pad(x, (16, 0, 0, 0))
+        return network(torch.cat([padded, torch.zeros_like(x)], 3)[..., 16:48])
+
+    plain = KryptonOcclusion(network, projective_field_threshold=0.25)
+    heat = KryptonOcclusion(moved, projective_field_threshold=0.25).heatmap(
+        image, target=1, **question
+    )
+    expected = plain.heatmap(image, target=1, **question)
+    assert heat.report.threshold == 0.25
+    torch.testing.assert_close(heat.scores, expected.scores, rtol=0, atol=1e-12)
+
+
+def test_a_network_without_local_operators_is_exact() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5))
+    heat = KryptonOcclusion(network, projective_field_threshold=0.4).heatmap(
+        torch.rand(1, 3, 8, 8), sliding_window_shapes=(3, 2, 2), strides=(3, 1, 1)
+    )
+    assert heat.report.threshold == 1 and heat.report.estimated_ssim == 1
+
+
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.01, math.nan])
 def test_a_threshold_out_of_range(threshold: float) -> None:
     with pytest.raises(ValueError, match="projective_field_threshold"):

@@ -156,6 +156,10 @@ def test_what_tune_refuses() -> None:
         krypton.tune(images(1), 1.5, **QUESTION)
     with pytest.raises(ValueError, match="thresholds must be three"):
         krypton.tune(images(1), thresholds=(1.0, 0.5), **QUESTION)
+    with pytest.raises(ValueError, match="images must have one shape"):
+        krypton.tune(images(1), held_out=torch.rand(1, 3, 32, 32), **QUESTION)
+    with pytest.raises(ValueError, match="images must have finite outcomes"):
+        krypton.tune(torch.full_like(images(1), torch.nan), **QUESTION)
     with pytest.raises(ValueError, match="images must hold one"):
         krypton.tune([], **QUESTION)
 

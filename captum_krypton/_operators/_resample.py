@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._graph import Node, ValueId, resolve
-from .._regions import Box, Reach, index_map_reach, shift
+from .._regions import Box, Floats, Reach, index_map_reach, shift
 from ._pointwise import acted_on
 from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, along, batch_rows
 
@@ -48,6 +48,15 @@ class _MapRule(Rule):
         if axis not in self.taps:
             return operands[self.source]
         return index_map_reach(operands[self.source], self.taps[axis][0], self.size(axis))
+
+    def centre(self, axis: int, operands: dict[ValueId, Floats]) -> Floats:
+        """In the middle of the output whose taps are nearest."""
+        centre = operands[self.source]
+        if axis not in self.taps:
+            return centre
+        taps = self.taps[axis][0].reshape(self.size(axis), -1).mean(1) + 0.5
+        nearest: Floats = np.abs(taps[:, None] - centre).argmin(0) + 0.5
+        return nearest
 
     def step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
@@ -198,6 +207,11 @@ class _PaddingRule(Rule):
         dim = self.dims[axis]
         assert dim is not None
         return shift(operands[self.source], self.before[dim], self.size(axis))
+
+    def centre(self, axis: int, operands: dict[ValueId, Floats]) -> Floats:
+        dim = self.dims[axis]
+        assert dim is not None
+        return operands[self.source] + self.before[dim]
 
     def step(self, group: Group) -> Step:
         reads: list[Box | None] = []

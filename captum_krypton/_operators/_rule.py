@@ -18,7 +18,7 @@ from torch import Tensor
 from .._graph import BatchInt, Graph, Node, Value, ValueId, resolve
 from .._ops import PackedWeight, Patches
 from .._rates import Rates
-from .._regions import Box, Reach, everywhere, union
+from .._regions import Box, Floats, Reach, everywhere, union
 
 __all__ = [
     "Algorithm",
@@ -194,6 +194,18 @@ class Rule(ABC):
     def may_crop(self, axis: int) -> bool:
         """Whether a part of the output's changed interval along `axis` can be computed alone."""
         return not self.is_global
+
+    def centre(self, axis: int, operands: dict[ValueId, Floats]) -> Floats:
+        """Where the middle of each window lies in the output along `axis`.
+
+        Args:
+            axis: the window axis.
+            operands: where it lies in those operands that have the axis; one at least.
+        """
+        value, centre = next(iter(operands.items()))
+        dim = self.view.dims[value][axis]
+        assert dim is not None
+        return centre * (self.size(axis) / self.view.shape(value)[dim])
 
     def alignment(self, axis: int) -> tuple[int, int]:
         """(modulus, residue) that the offsets of the output's patches must have."""

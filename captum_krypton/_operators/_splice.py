@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._graph import Node, ValueId
-from .._regions import Box, Reach, shift, union
+from .._regions import Box, Floats, Reach, shift, union
 from ._rule import Boxes, Dims, Frame, Group, Kind, Rule, Step, View, along, batch_rows
 
 __all__ = ["concatenate_along", "scatter_along"]
@@ -44,6 +44,11 @@ class _SpliceRule(Rule):
                 reach = shift(reach, part.shift, self.size(axis))
             found.append(reach)
         return union(found)
+
+    def centre(self, axis: int, operands: dict[ValueId, Floats]) -> Floats:
+        """As in the first part that changes."""
+        part = next(part for part in self.parts if part.value in operands)
+        return operands[part.value] + (part.shift if axis == self.axis else 0)
 
     def step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
