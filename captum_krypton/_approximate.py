@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -60,10 +61,9 @@ class Approximation:
             raise ArgumentError(f"quality must be above 0 and at most 1, not {self.quality}")
         if self.budget is not None and not isinstance(self.budget, Budget):
             raise TypeError(f"budget must be a Budget or None, not {type(self.budget).__name__}")
-        if self.grows and (self.threshold < 1 or self.drill_down is not None):
+        if self.grows and self.drill_down is not None:
             raise ArgumentError(
-                "quality and budget choose the windows of a map themselves: they exclude "
-                "projective_field_threshold, tuning and drill_down"
+                "quality and budget choose the windows of a map themselves: they exclude drill_down"
             )
 
     @property
@@ -112,16 +112,19 @@ class Windows:
         executions: a run of each plan, by its threshold.
         images: which images.
         advance: told the number of windows of every batch that has been run.
+        runs: how many windows each plan has run.
     """
 
     executions: dict[float, Execution]
     images: slice
     advance: Callable[[int], None]
+    runs: Counter[float] = field(default_factory=Counter)
     _bases: dict[int, Base] = field(default_factory=dict)
 
     def run(self, selected: Selection, threshold: float) -> Tensor:
         """Outcomes of the selected windows, (images, windows, outputs...)."""
         execution = self.executions[threshold]
+        self.runs[threshold] += int(selected.sum())
         analysis = id(execution.plan.analysis)
         if analysis not in self._bases:
             self._bases[analysis] = execution.materialise(self.images)
@@ -135,12 +138,14 @@ class Approximate:
     Attributes:
         scores: the outcomes of all windows, (images, windows, outputs...).
         known: which windows were run.
+        exact: which of them were run without a threshold.
         quality: the structural similarity to the exact map that each image's is expected to have;
             None where nothing was estimated.
     """
 
     scores: Tensor
     known: Selection
+    exact: Selection
     quality: tuple[float, ...] | None = None
 
 
@@ -161,7 +166,8 @@ def approximate(
         return _grown(approximation, windows, plan, reference)
     if approximation.drill_down is None:
         everything = np.ones((count, total), bool)
-        return Approximate(windows.run(everything, threshold), everything)
+        exact = everything if threshold == 1 else ~everything
+        return Approximate(windows.run(everything, threshold), everything, exact)
     coarse = approximation.drill_down.coarse(plan.grid.counts, plan.axes)
     scores, known = drill_down(
         approximation.drill_down,
@@ -171,7 +177,7 @@ def approximate(
         lambda outcomes: predicted_drop(outcomes, reference),
     )
     windows.advance(int((~known).sum()))
-    return Approximate(scores, known)
+    return Approximate(scores, known, known if threshold == 1 else np.zeros_like(known))
 
 
 def _grown(
@@ -181,20 +187,22 @@ def _grown(
     maps = []
     for image in range(windows.images.stop - windows.images.start):
         started, made = time.perf_counter(), None
-        for made in growing(approximation, windows, plan, reference, image):
-            (quality,) = made.quality or (0.0,)
-            if approximation.quality is not None and quality >= approximation.quality:
-                break
-            budget = approximation.budget
-            spent = time.perf_counter() - started
-            if budget is not None and budget.seconds is not None and spent >= budget.seconds:
-                break
+        with windows.executions[1.0].memory():
+            for made in growing(approximation, windows, plan, reference, image):
+                (quality,) = made.quality or (0.0,)
+                if approximation.quality is not None and quality >= approximation.quality:
+                    break
+                budget = approximation.budget
+                spent = time.perf_counter() - started
+                if budget is not None and budget.seconds is not None and spent >= budget.seconds:
+                    break
         assert made is not None
         windows.advance(int((~made.known).sum()))
         maps.append(made)
     return Approximate(
         torch.cat([made.scores for made in maps]),
         np.concatenate([made.known for made in maps]),
+        np.concatenate([made.exact for made in maps]),
         tuple(quality for made in maps for quality in made.quality or ()),
     )
 
@@ -208,6 +216,7 @@ def growing(
 ) -> Iterator[Approximate]:
     """Ever better maps of one of the images.
 
+    With a threshold, the thresholded map comes first, and windows that are run exactly correct it.
     Windows that differ along other dimensions than the window axes, such as channels, are run
     together.
     """
@@ -222,12 +231,13 @@ def growing(
     best = int(reference[image].reshape(-1).double().argmax())
     shown = tuple(copy * outputs + best for copy in range(copies))
     like: Tensor | None = None
+    everything = np.ones(len(order), bool)
 
-    def run(mask: npt.NDArray[np.bool_]) -> Floats:
+    def run(mask: npt.NDArray[np.bool_], threshold: float = 1.0) -> Floats:
         nonlocal like
         selected = np.zeros((images, grid.total), bool)
         selected[image, order[mask].reshape(-1)] = True
-        like = windows.run(selected, plan.threshold)[image]
+        like = windows.run(selected, threshold)[image]
         rows = like.reshape(grid.total, -1).double().cpu().numpy()
         found: Floats = rows[order].reshape(len(order), -1)
         return found
@@ -237,18 +247,24 @@ def growing(
         rows = np.empty((grid.total, growth.values.shape[1] // copies))
         rows[order] = growth.values.reshape(*order.shape, -1)
         scores = torch.from_numpy(rows).to(like.device, like.dtype).reshape(1, *like.shape)
-        known = np.zeros((1, grid.total), bool)
-        known[0, order[growth.known].reshape(-1)] = True
-        return Approximate(scores, known, (growth.quality,))
+        exact = np.zeros((1, grid.total), bool)
+        exact[0, order[growth.known].reshape(-1)] = True
+        known = exact if prior is None else np.ones_like(exact)
+        return Approximate(scores, known, exact, (growth.quality,))
 
+    prior = None
     if not axes or not reference.is_floating_point():
-        everything = run(np.ones(len(order), bool))
-        yield told(Growth(everything, np.ones(len(order), bool), 1.0))
+        yield told(Growth(run(everything), everything, 1.0))
         return
+    if plan.threshold < 1:
+        prior = run(everything, plan.threshold)
+        windows = replace(windows, advance=lambda rows: None)  # all windows are counted
+        prior = prior if np.isfinite(prior).all() else None
     spacing = tuple(grid.stride[axis] / grid.window[axis] for axis in axes)
     limit = None if approximation.budget is None else approximation.budget.windows
     limit = None if limit is None else limit // copies
-    yield from map(told, grow(counts, spacing, run, shown, limit, approximation.quality))
+    found = grow(counts, spacing, run, shown, limit, approximation.quality, prior)
+    yield from map(told, found)
 
 
 def predicted_drop(scores: Tensor, reference: Tensor) -> Floats:

@@ -211,18 +211,20 @@ class Engine:
                 execution = self._execution(call, compiled, position, plan, target, noise)
                 if approximation.exact:
                     scores = execution.run(advance)
-                    evaluated, ours = plan.grid.total * call.examples, scores[:, checking]
+                    evaluated = exact = plan.grid.total * call.examples
+                    ours, saving = scores[:, checking], plan.theoretical_speedup
                 else:
                     executions = {plan.threshold: execution}
-                    if checking and plan.threshold < 1:
-                        exact = self._plan(compiled, call, position, 1.0)
+                    if plan.threshold < 1 and (checking or approximation.grows):
+                        unbounded = self._plan(compiled, call, position, 1.0)
                         executions[1.0] = self._execution(
-                            call, compiled, position, exact, target, noise
+                            call, compiled, position, unbounded, target, noise
                         )
-                    made, ours = _approximated(
+                    made, ours, saving = _approximated(
                         approximation, executions, plan, reference, checking, advance
                     )
                     scores, evaluated = made.scores, int(made.known.sum())
+                    exact = int(made.exact.sum())
                     if made.quality is not None:
                         estimated = min(made.quality)
                     elif plan.threshold == 1 and made.known.all():
@@ -241,13 +243,14 @@ class Engine:
                     execution.statistics.batch_size,
                     now - began,
                     setup + now - check,
-                    plan.theoretical_speedup * plan.grid.total * call.examples / evaluated,
+                    saving,
                     len(checking),
                     error,
                     backend_info("cuda" if call.inputs[position].is_cuda else "cpu").name,
                     plan.seconds * call.examples,
                     plan.threshold,
                     evaluated,
+                    exact,
                     estimated,
                 )
                 ran.append((plan, execution.statistics))
@@ -325,7 +328,7 @@ def _approximated(
     reference: Tensor,
     checking: list[int],
     advance: Callable[[int], None],
-) -> tuple[Approximate, Tensor]:
+) -> tuple[Approximate, Tensor, float]:
     """The approximate map of all images.
 
     Args:
@@ -337,12 +340,15 @@ def _approximated(
         advance: told the number of windows of every batch that has been run.
 
     Returns:
-        The map, and the exact outcomes of the windows to check, (N, checking, outputs...).
+        The map, the exact outcomes of the windows to check, (N, checking, outputs...), and the
+        saving in multiply-accumulates (Eq. 17).
     """
-    maps, exact = [], []
+    maps, exact, macs = [], [], 0.0
     for images in executions[plan.threshold].side_by_side():
         windows = Windows(executions, images, advance)
         maps.append(approximate(approximation, windows, plan, reference[images]))
+        for threshold, count in windows.runs.items():
+            macs += count * executions[threshold].plan.macs_incremental
         scores = maps[-1].scores
         if checking:
             selected = np.zeros_like(maps[-1].known)
@@ -353,9 +359,11 @@ def _approximated(
     made = Approximate(
         torch.cat([part.scores for part in maps]),
         np.concatenate([part.known for part in maps]),
+        np.concatenate([part.exact for part in maps]),
         None if maps[0].quality is None else tuple(q for part in maps for q in part.quality or ()),
     )
-    return made, torch.cat(exact)
+    full = made.known.size * plan.macs_full
+    return made, torch.cat(exact), full / macs if macs else 1.0
 
 
 class _Noise:

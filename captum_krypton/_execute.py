@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,7 @@ class Execution:
         self.images = inputs[0].shape[0]
         self.frontier = frontier(plan)
         self.owned = self._owned()
+        self._memory_held = False
 
     def _owned(self) -> frozenset[ValueId]:
         """Values whose patches have memory of their own and one reader."""
@@ -129,6 +130,17 @@ class Execution:
         """The images in parts whose bases fit in memory together."""
         for first in range(0, self.images, self.plan.images):
             yield slice(first, min(first + self.plan.images, self.images))
+
+    @contextmanager
+    def memory(self) -> Iterator[None]:
+        """Keeps the memory of batches from one `evaluate` to the next."""
+        room = _ARENA * self.plan.batch_bytes if self.inputs[0].is_cpu else 0
+        with arena(room):
+            self._memory_held = True
+            try:
+                yield
+            finally:
+                self._memory_held = False
 
     def materialise(self, images: slice) -> Base:
         """The base of some images, for this plan and others of its analysis."""
@@ -158,8 +170,7 @@ class Execution:
         tail = Tail(
             self.plan, self.constants, self._finish(images, collected), self.statistics.clock
         )
-        room = _ARENA * self.plan.batch_bytes if self.inputs[0].is_cpu else 0
-        with arena(room):
+        with nullcontext() if self._memory_held else self.memory():
             for number, group in enumerate(self.plan.groups):
                 if number:
                     trim()  # patches of another size follow

@@ -42,6 +42,7 @@ class Report:
         predicted_seconds: what base and windows of all images were expected to take.
         threshold: the projective field threshold tau (Section 4.2); 1 where no change was cropped.
         windows_evaluated: windows that were run, over all images; the others were interpolated.
+        windows_exact: windows that were run without a threshold.
         estimated_ssim: the structural similarity to the exact map that the map of each image is
             expected to have at least; 1 where all are exact, None where nothing was estimated.
     """
@@ -61,6 +62,7 @@ class Report:
     predicted_seconds: float = 0.0
     threshold: float = 1.0
     windows_evaluated: int = 0
+    windows_exact: int = 0
     estimated_ssim: float | None = None
 
 

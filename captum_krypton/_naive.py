@@ -147,6 +147,7 @@ def naive_maps(
             call.perturbations or 1,
             time.perf_counter() - started,
             windows_evaluated=grid.total * call.examples,
+            windows_exact=grid.total * call.examples,
             estimated_ssim=1.0,
         )
         rows = scores.movedim(0, 1) if scores.dim() > 1 else scores[None]
@@ -223,6 +224,7 @@ class FewWindows:
                         min(step, grid.total) * call.examples,
                         now - started,
                         windows_evaluated=grid.total * call.examples,
+                        windows_exact=grid.total * call.examples,
                         estimated_ssim=1.0,
                     )
                     maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))

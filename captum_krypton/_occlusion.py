@@ -57,7 +57,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             approximate then.
         tuning: what `tune` found for this model and these windows: its threshold is taken.
         quality: the structural similarity to the exact map, in (0, 1], that every map is to have by
-            its own estimate. As few windows are run as that takes.
+            its own estimate. As few windows are run as that takes; with a threshold, all are run
+            with it, and as few of them exactly, which corrects the rest.
         budget: what the map of one image may cost; the best map within it is made.
 
     Examples:

@@ -97,6 +97,7 @@ def grow(
     shown: tuple[int, ...] = (0,),
     limit: int | None = None,
     target: float | None = None,
+    prior: Floats | None = None,
 ) -> Iterator[Growth]:
     """Ever better maps, until all windows were run, or as many as may be.
 
@@ -108,6 +109,8 @@ def grow(
         shown: the outputs whose maps are to be good.
         limit: how many windows may be run, where not all.
         target: the quality that is wanted, where one is: steps lead there, not beyond.
+        prior: what all outcomes are about, where that is known: what is guessed is how far they
+            are from it.
     """
     total = math.prod(counts)
     limit = total if limit is None else min(limit, total)
@@ -123,6 +126,7 @@ def grow(
     if not np.isfinite(values[asked]).all():
         yield Growth(*_without_guesses(run, values, asked), 1.0)
         return
+    about = np.zeros((total, 1)) if prior is None else prior
     favour = _favour(counts)
     history: list[tuple[int, float]] = []  # windows, and quality
     field: Field | None = None
@@ -130,12 +134,14 @@ def grow(
     for stage in range(total):
         if field is None or stage == 2:
             # Half of the first grid is left out once.
-            field = likeliest(counts, spacing, known, values[:, shown[0]], 2 * step)
-        guess, variance = field.predict(known, values)
+            field = likeliest(counts, spacing, known, (values - about)[:, shown[0]], 2 * step)
+        guess, variance = field.predict(known, values - about)
+        guess += about
+        guess[known] = values[known]
         filled = np.where(asked[:, None], values, guess)
         for output, judged in zip(shown, maps, strict=True):
             if stage == 0:
-                judged.begin(field, known, values[:, output], filled[:, output])
+                judged.begin(field, known, (values - about)[:, output], filled[:, output])
             judged.judge(known, values[:, output], guess[:, output], variance)
         history.append((int(asked.sum()), min(judged.quality for judged in maps)))
         yield Growth(filled, asked.copy(), history[-1][1])
@@ -173,7 +179,14 @@ class _Judged:
         self.expected = np.empty(0)
 
     def begin(self, field: Field, known: Mask, values: Floats, filled: Floats) -> None:
-        """Learns from the first grid's windows, each guessed from others of them."""
+        """Learns from the first grid's windows, each guessed from others of them.
+
+        Args:
+            field: what guesses.
+            known: the windows of the first grid.
+            values: their outcomes, or how far those are from the prior.
+            filled: the map.
+        """
         scale = _scale(filled.reshape(self.counts))
         self.surprise[known] = _left_out(field, known, values, scale)
 

@@ -193,6 +193,7 @@ def approximation_table(result: dict[str, Any]) -> str:
         "target met": "--:",
         "Spearman": "--:",
         "windows run": "--:",
+        "of them exactly": "--:",
         "over exact": "--:",
         "over Captum": "--:",
     }
@@ -205,7 +206,7 @@ def approximation_table(result: dict[str, Any]) -> str:
             return statistics.median(row[key] for row in rows)
 
         seconds = middle("seconds")
-        target = float(name.split()[1]) if name.startswith("quality") else None
+        target = float(name.split()[1].strip(",")) if name.startswith("quality") else None
         met = sum(row["ssim"] >= target for row in rows) if target else 0
         return [
             name,
@@ -215,13 +216,14 @@ def approximation_table(result: dict[str, Any]) -> str:
             f"{met} of {len(rows)}" if target else "",
             f"{middle('spearman'):.3f}",
             f"{middle('windows'):.0%}",
+            f"{middle('exact_windows'):.0%}",
             f"{statistics.median(row['exact_seconds'] / row['seconds'] for row in rows):.1f}",
             f"{result['captum']['seconds'] / seconds:.1f}",
         ]
 
     exact = statistics.median(row["exact_seconds"] for row in result["rows"])
     over = f"{result['captum']['seconds'] / exact:.1f}"
-    rows = [["exact", "1", "1", "", "", "1", "100%", "1", over]]
+    rows = [["exact", "1", "1", "", "", "1", "100%", "100%", "1", over]]
     rows += [cells(name, found) for name, found in ways.items()]
     return _table(titles, rows)
 

@@ -53,6 +53,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "quality 0.8": {"quality": 0.8},
     "quality 0.9": {"quality": 0.9},
     "quality 0.95": {"quality": 0.95},
+    "quality 0.9, threshold 0.6": {"quality": 0.9, "projective_field_threshold": 0.6},
 }
 
 
@@ -88,6 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "estimated": heat.report.estimated_ssim,
                 "spearman": float(spearmanr(truth.ravel(), found.ravel()).statistic),
                 "windows": heat.report.windows_evaluated / heat.report.windows,
+                "exact_windows": heat.report.windows_exact / heat.report.windows,
                 "seconds": spent,
                 "exact_seconds": seconds,
             }

@@ -255,6 +255,42 @@ def test_a_map_of_a_quality() -> None:
     assert not channels.scores.isnan().any()
 
 
+def test_a_prior_that_is_nearly_right_leaves_little_to_do() -> None:
+    plain = fields(0)
+    rough = np.random.default_rng(1).normal(size=plain.shape)
+    prior = plain + 0.5 + 0.3 * gaussian_filter(rough, 5) / gaussian_filter(rough, 5).std()
+    known = Known(plain)
+    stages = list(grow(plain.shape, (0.25, 0.25), known, prior=prior.reshape(-1, 1)))
+    assert (known.asked == 1).all()
+    for stage in stages:
+        assert np.array_equal(stage.values[stage.known], known.values[stage.known])
+    good = next(stage for stage in stages if stage.quality >= 0.95)
+    assert ssim(plain, good.values.reshape(plain.shape)) >= 0.95
+    alone = next(stage for stage in grown(plain)[0] if stage.quality >= 0.95)
+    assert good.known.sum() < alone.known.sum() / 1.5
+
+
+@pytest.mark.parametrize("settings", [{"quality": 0.97}, {"budget": Budget(windows=150)}])
+def test_a_thresholded_map_that_is_corrected(settings: dict[str, Any]) -> None:
+    network, images = small_network(), torch.rand(2, 3, 64, 60)
+    exact = KryptonOcclusion(network).heatmap(images, **QUESTION)
+    rough = KryptonOcclusion(network, projective_field_threshold=0.15)
+    cropped = rough.heatmap(images, **QUESTION)
+    krypton = KryptonOcclusion(network, projective_field_threshold=0.15, **settings)
+    heat = krypton.heatmap(images, **QUESTION)
+    report = heat.report
+    assert report.threshold == 0.15
+    assert report.windows_evaluated == 2 * report.windows
+    assert 0 < report.windows_exact < report.windows_evaluated
+    assert (cropped.report.windows_exact, exact.report.windows_exact) == (0, 2 * report.windows)
+    assert report.theoretical_speedup < cropped.report.theoretical_speedup
+    for image in range(2):
+        better = ssim(exact.scores[image], heat.scores[image])
+        assert better > ssim(exact.scores[image], cropped.scores[image])
+    same = torch.isclose(heat.scores, exact.scores, rtol=0, atol=1e-6)
+    assert int(same.sum()) >= report.windows_exact
+
+
 def test_a_map_of_a_budget() -> None:
     network, image = small_network(), torch.rand(1, 3, 64, 60)
     krypton = KryptonOcclusion(network, budget=Budget(windows=200))
@@ -275,7 +311,6 @@ def test_a_map_of_a_budget() -> None:
     [
         ({"quality": 0}, "quality must be above 0"),
         ({"quality": 1.1}, "quality must be above 0"),
-        ({"quality": 0.9, "projective_field_threshold": 0.5}, "exclude"),
         ({"quality": 0.9, "drill_down": DrillDown()}, "exclude"),
     ],
 )
