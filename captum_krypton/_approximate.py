@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from ._drilldown import DrillDown, drill_down
 from ._execute import Base, Execution, Selection
 from ._plan import Plan
 from ._refine import LEAST_WINDOWS, Budget, Growth, grow
-from ._regions import Floats
+from ._regions import Floats, Mask
 from ._tuning import Tuning, as_grids, torch_version
 
 __all__ = ["Approximate", "Approximation", "Windows", "approximate", "growing"]
@@ -56,7 +56,6 @@ class Approximation:
             raise TypeError(
                 f"drill_down must be a DrillDown or None, not {type(self.drill_down).__name__}"
             )
-
         if self.quality is not None and not 0 < self.quality <= 1:
             raise ArgumentError(f"quality must be above 0 and at most 1, not {self.quality}")
         if self.budget is not None and not isinstance(self.budget, Budget):
@@ -148,6 +147,17 @@ class Approximate:
     exact: Selection
     quality: tuple[float, ...] | None = None
 
+    @classmethod
+    def of_all(cls, parts: list[Approximate]) -> Approximate:
+        """The maps of all images, from those of some at a time."""
+        qualities = [part.quality for part in parts if part.quality is not None]
+        return cls(
+            torch.cat([part.scores for part in parts]),
+            np.concatenate([part.known for part in parts]),
+            np.concatenate([part.exact for part in parts]),
+            sum(qualities, ()) if qualities else None,
+        )
+
 
 def approximate(
     approximation: Approximation, windows: Windows, plan: Plan, reference: Tensor
@@ -187,8 +197,8 @@ def _grown(
     maps = []
     for image in range(windows.images.stop - windows.images.start):
         started, made = time.perf_counter(), None
-        with windows.executions[1.0].memory():
-            for made in growing(approximation, windows, plan, reference, image):
+        with closing(growing(approximation, windows, plan, reference, image)) as stages:
+            for made in stages:
                 (quality,) = made.quality or (0.0,)
                 if approximation.quality is not None and quality >= approximation.quality:
                     break
@@ -199,12 +209,7 @@ def _grown(
         assert made is not None
         windows.advance(int((~made.known).sum()))
         maps.append(made)
-    return Approximate(
-        torch.cat([made.scores for made in maps]),
-        np.concatenate([made.known for made in maps]),
-        np.concatenate([made.exact for made in maps]),
-        tuple(quality for made in maps for quality in made.quality or ()),
-    )
+    return Approximate.of_all(maps)
 
 
 def growing(
@@ -213,7 +218,7 @@ def growing(
     plan: Plan,
     reference: Tensor,
     image: int,
-) -> Iterator[Approximate]:
+) -> Generator[Approximate, None, None]:
     """Ever better maps of one of the images.
 
     With a threshold, the thresholded map comes first, and windows that are run exactly correct it.
@@ -233,7 +238,7 @@ def growing(
     like: Tensor | None = None
     everything = np.ones(len(order), bool)
 
-    def run(mask: npt.NDArray[np.bool_], threshold: float = 1.0) -> Floats:
+    def run(mask: Mask, threshold: float = 1.0) -> Floats:
         nonlocal like
         selected = np.zeros((images, grid.total), bool)
         selected[image, order[mask].reshape(-1)] = True
@@ -264,7 +269,8 @@ def growing(
     limit = None if approximation.budget is None else approximation.budget.windows
     limit = None if limit is None else limit // copies
     found = grow(counts, spacing, run, shown, limit, approximation.quality, prior)
-    yield from map(told, found)
+    with windows.executions[1.0].memory():  # after the threshold's run, which has its own
+        yield from map(told, found)
 
 
 def predicted_drop(scores: Tensor, reference: Tensor) -> Floats:

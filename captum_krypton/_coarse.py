@@ -8,12 +8,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from ._regions import Floats, Integers
+from ._regions import Floats, Integers, Mask
 
 __all__ = ["CoarseGrid"]
 
@@ -53,7 +52,7 @@ class CoarseGrid:
         )
 
     @cached_property
-    def windows(self) -> npt.NDArray[np.bool_]:
+    def windows(self) -> Mask:
         """Which windows are its own, (windows,)."""
         mask = np.zeros(self.counts, bool)
         mask[np.ix_(*self.nodes)] = True

@@ -356,12 +356,7 @@ def _approximated(
             windows.advance = lambda rows: None
             scores = windows.run(selected, 1.0)
         exact.append(scores[:, checking])
-    made = Approximate(
-        torch.cat([part.scores for part in maps]),
-        np.concatenate([part.known for part in maps]),
-        np.concatenate([part.exact for part in maps]),
-        None if maps[0].quality is None else tuple(q for part in maps for q in part.quality or ()),
-    )
+    made = Approximate.of_all(maps)
     full = made.known.size * plan.macs_full
     return made, torch.cat(exact), full / macs if macs else 1.0
 

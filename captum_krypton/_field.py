@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
-from ._regions import Floats, Integers
+from ._regions import Floats, Integers, Mask
 
 __all__ = ["Field", "likeliest"]
 
@@ -51,7 +50,7 @@ class Field:
         """Each position's place along each axis."""
         return np.unravel_index(np.arange(math.prod(self.counts)), self.counts)
 
-    def predict(self, known: npt.NDArray[np.bool_], values: Floats) -> tuple[Floats, Floats]:
+    def predict(self, known: Mask, values: Floats) -> tuple[Floats, Floats]:
         """Every position from the known ones.
 
         Args:
@@ -75,7 +74,7 @@ class Field:
             variance[asked] = np.maximum(1 - (part * part).sum(0), 0)
         return mean, variance
 
-    def log_likelihood(self, known: npt.NDArray[np.bool_], values: Floats) -> float:
+    def log_likelihood(self, known: Mask, values: Floats) -> float:
         """How likely the known values are, the field's own variance being what fits them best."""
         total = 0.0
         for _, around in self._blocks():
@@ -117,7 +116,7 @@ class Field:
 def likeliest(
     counts: tuple[int, ...],
     spacing: tuple[float, ...],
-    known: npt.NDArray[np.bool_],
+    known: Mask,
     values: Floats,
     step: int,
 ) -> Field:

@@ -12,18 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from ._arguments import ArgumentError
 from ._coarse import CoarseGrid
 from ._field import Field, likeliest
 from ._quality import contrast, expected_ssim, sides_of
-from ._regions import Floats, Integers
+from ._regions import Floats, Integers, Mask
 
 __all__ = ["LEAST_WINDOWS", "Budget", "Growth", "grow"]
 
-Mask = npt.NDArray[np.bool_]
 Run = Callable[[Mask], Floats]
 
 _FIRST_STEP = 4

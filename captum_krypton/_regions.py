@@ -17,6 +17,7 @@ __all__ = [
     "Box",
     "Floats",
     "Integers",
+    "Mask",
     "Reach",
     "align",
     "crop",
@@ -32,6 +33,7 @@ __all__ = [
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

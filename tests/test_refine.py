@@ -17,7 +17,8 @@ from captum_krypton import Budget, DrillDown, KryptonOcclusion, ssim
 from captum_krypton._coarse import Floats
 from captum_krypton._field import Field, likeliest
 from captum_krypton._quality import expected_ssim
-from captum_krypton._refine import Growth, Mask, grow
+from captum_krypton._refine import Growth, grow
+from captum_krypton._regions import Mask
 
 QUESTION: dict[str, Any] = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 2, 2)}
 
