@@ -20,7 +20,7 @@ class OperatorRow:
     """One operator of a plan.
 
     Attributes:
-        operator: its ATen name; for a convolution that adds or clamps as well, its parts' names.
+        operator: its ATen name; for a convolution that adds or activates as well, its parts' names.
         kind: "local", "global" or "shared" (it runs for the untouched input alone).
         output: the output's shape without the batch.
         patch: the largest patch, one size a window axis; empty for global operators.
@@ -129,6 +129,8 @@ def _name(node: Node) -> str:
         parts.append("add")
     if (named["low"], named["high"]) != (-math.inf, math.inf):
         parts.append("clamp")
+    if named["activation"] != "none":
+        parts.append(named["activation"])
     return "+".join(parts)
 
 

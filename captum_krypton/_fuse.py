@@ -1,4 +1,4 @@
-"""Joins a convolution with the sum and the clamp that follow it.
+"""Joins a convolution with the sum and the activation that follow it.
 
 One pass over memory instead of three, and no base for the values between. What may be joined
 depends on what the window changes, so it follows an analysis, and another one follows it.
@@ -11,13 +11,13 @@ import math
 from ._analyse import Analysis, multiply_accumulates
 from ._graph import Graph, Node, Value, ValueId
 from ._operators import Kind
-from ._ops import convolution_block
+from ._ops import ACTIVATIONS, convolution_block
 
 __all__ = ["fused"]
 
 
 def fused(analysis: Analysis) -> Graph:
-    """An equivalent graph whose convolutions add and clamp what they make."""
+    """An equivalent graph whose convolutions add to what they make, and activate it."""
     graph = analysis.graph
     users = graph.users()
     rules = {id(node): rule for node, rule in zip(graph.nodes, analysis.rules, strict=True)}
@@ -34,7 +34,7 @@ def fused(analysis: Analysis) -> Graph:
     gone: set[int] = set()
     for node in convolutions:
         residual: ValueId | None = None
-        low, high = -math.inf, math.inf
+        low, high, activation = -math.inf, math.inf, "none"
         chain = [node]
         user = _sole_user(graph, users, chain[-1])
         if user is not None and id(user) not in gone:
@@ -45,16 +45,19 @@ def fused(analysis: Analysis) -> Graph:
         if user is not None and (bounds := _bounds(user)) is not None:
             low, high = bounds
             chain.append(user)
+        elif user is not None and (named := _activation(user)) is not None:
+            activation = named
+            chain.append(user)
         if len(chain) == 1:
             continue
         gone.update(map(id, chain))
-        named = node.bound()
+        bound = node.bound()
         call = tuple(
-            named[name]
+            bound[name]
             for name in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         )
         added = None if residual is None else Value(residual)
-        block = Node(convolution_block, (*call, added, low, high), {}, chain[-1].outputs)
+        block = Node(convolution_block, (*call, added, low, high, activation), {}, chain[-1].outputs)
         blocks[id(chain[-1])] = block
     nodes = [
         blocks.get(id(node), node)
@@ -88,6 +91,14 @@ def _added(analysis: Analysis, value: ValueId, node: Node) -> ValueId | None:
         and graph.dtypes[other] == graph.dtypes[value]
     )
     return other if alike else None
+
+
+def _activation(node: Node) -> str | None:
+    """The activation of a convolution's kernel that an operator is; None for any other operator."""
+    name = node.name.removeprefix("aten.")
+    if name not in ACTIVATIONS or node.bound().get("approximate", "none") != "none":
+        return None
+    return name
 
 
 def _bounds(node: Node) -> tuple[float, float] | None:

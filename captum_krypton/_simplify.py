@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ._graph import Graph, Node, Value, ValueId, map_arguments
+from ._linear import as_convolutions
+from ._scale import fold_scale
 
 __all__ = ["simplified"]
 
@@ -24,7 +26,7 @@ _BATCH_NORMS = {
     "aten._native_batch_norm_legit_no_training",
     "aten._batch_norm_no_update",
 }
-_IDENTITIES = {"aten.detach", "aten.alias", "aten.lift_fresh"}
+_IDENTITIES = {"aten.detach", "aten.alias", "aten.lift_fresh", "aten.clone"}
 
 
 def simplified(graph: Graph) -> Graph:
@@ -35,11 +37,12 @@ def simplified(graph: Graph) -> Graph:
     )
     _drop_identities(graph)
     _restore_linear(graph)
+    _restore_bias(graph)
     _fold_batch_norms(graph)
     graph = graph.dead_code_eliminated()  # such as the views of a restored layer: they read too
     _select_early(graph)
     _pack_attention(graph)
-    graph = graph.dead_code_eliminated()
+    graph = as_convolutions(graph).dead_code_eliminated()
     for i, node in enumerate(graph.nodes):
         if node.name in _VIEWS:
             shape = list(node.args[1])
@@ -102,6 +105,27 @@ def _restore_linear(graph: Graph) -> None:
         producers, users = graph.producers(), graph.users()
 
 
+def _restore_bias(graph: Graph) -> None:
+    """Gives a linear layer the bias that ATen adds afterwards where its input was no plain matrix."""
+    users = graph.users()
+    gone: set[int] = set()
+    for node in graph.nodes:
+        if node.name != "aten.linear" or len(node.operands()) > 2:
+            continue
+        output = node.outputs[0]
+        readers = users.get(output, [])
+        if len(readers) != 1 or output == graph.output or readers[0].name != "aten.add":
+            continue
+        (add,) = readers
+        bias = [value for value in add.operands() if value in graph.constants]
+        shapes = [graph.shapes[value] for value in bias]
+        if add.kwargs or len(add.args) != 2 or shapes != [graph.shapes[output][-1:]]:
+            continue
+        node.args, node.outputs = (*node.args[:2], Value(bias[0])), add.outputs
+        gone.add(id(add))
+    graph.nodes[:] = [node for node in graph.nodes if id(node) not in gone]
+
+
 def _fold_batch_norms(graph: Graph) -> None:
     """Lets the convolution before a batch norm make what the norm did."""
     producers, users = graph.producers(), graph.users()
@@ -113,29 +137,11 @@ def _fold_batch_norms(graph: Graph) -> None:
         source = node.operands()[0]
         conv = producers.get(source)
         others = [v for v in node.operands()[1:] if v not in graph.constants]
-        if conv is None or conv.name != "aten.convolution" or others or source == graph.output:
+        if conv is None or others or source == graph.output or len(users[source]) != 1:
             continue
-        if len(users[source]) != 1 or any(v not in graph.constants for v in conv.operands()[1:]):
-            continue
-        call = conv.bound()
-        if call["transposed"]:
-            continue
-        weight = graph.constants[call["weight"].id]
-        if weight.dtype not in (torch.float32, torch.float64):
-            continue  # folded weights would be rounded once more
-        bias = None if call["bias"] is None else graph.constants[call["bias"].id]
-        scale, offset = _affine(graph, named)
-        folded = weight.double() * scale.reshape(-1, *([1] * (weight.dim() - 1)))
-        base = torch.zeros_like(scale) if bias is None else bias.double()
-        new_weight = graph.new_value(tuple(weight.shape), weight.dtype)
-        graph.constants[new_weight] = folded.to(weight.dtype)
-        new_bias = graph.new_value(tuple(scale.shape), weight.dtype)
-        graph.constants[new_bias] = (base * scale + offset).to(weight.dtype)
-        args = list(conv.args)
-        args[1], args[2] = Value(new_weight), Value(new_bias)
-        conv.args, conv.outputs = tuple(args), node.outputs[:1]
-        producers[node.outputs[0]] = conv
-        folded_norms.add(id(node))
+        if fold_scale(graph, conv, *_affine(graph, named), node.outputs[0]):
+            producers[node.outputs[0]] = conv
+            folded_norms.add(id(node))
     graph.nodes[:] = [node for node in graph.nodes if id(node) not in folded_norms]
 
 

@@ -72,6 +72,10 @@ struct Tile {
   int width;
 };
 
+// What is done to an output before it is clamped; the numbers are those of `ACTIVATIONS` in Python.
+enum class Activation : int64_t { kNone, kGelu, kSilu, kHardswish };
+constexpr int64_t kActivations = 4;
+
 struct Convolution {
   Source source;
   const Source* residual;  // added to the output; none: null
@@ -79,6 +83,7 @@ struct Convolution {
   const float* bias;       // none: null
   float low;
   float high;
+  Activation activation;
   Output out;
   const Tile* tiles;  // of all windows; none: null
   int64_t groups;     // of channels

@@ -189,8 +189,12 @@ def outcome_errors(
     corners: list[tuple[int, int]],
     window: int,
     ours: Tensor,
+    every: Tensor,
 ) -> dict[str, float]:
     """How far outcomes are from a forward pass for each window, in float32 and in float64.
+
+    The largest errors are those of one output on a few windows, and chance decides much of them;
+    the root mean squares are over all outputs of these windows.
 
     Args:
         network: the network.
@@ -199,15 +203,21 @@ def outcome_errors(
         corners: the windows to look at.
         window: side of a window in pixels.
         ours: the outcomes of these windows to judge, (windows,).
+        every: all outputs for these windows, (windows, outputs).
     """
     exact_network = copy.deepcopy(network).double()
 
-    def outcomes(model: nn.Module, dtype: torch.dtype) -> Tensor:
+    def outputs(model: nn.Module, dtype: torch.dtype) -> Tensor:
         images = [x, *(occluded(x, [corner], window) for corner in corners)]
-        return torch.stack([model(image.to(dtype))[0, target].double().cpu() for image in images])
+        return torch.stack([model(image.to(dtype))[0].double().cpu() for image in images])
 
-    naive, exact = outcomes(network, torch.float32), outcomes(exact_network, torch.float64)
+    all_naive, all_exact = outputs(network, torch.float32), outputs(exact_network, torch.float64)
+    naive, exact = all_naive[:, target], all_exact[:, target]
     difference = (ours.double().cpu() - naive[1:]).abs()
+
+    def rms(computed: Tensor) -> float:
+        return (computed.double().cpu() - all_exact[1:]).square().mean().sqrt().item()
+
     return {
         "windows": len(corners),
         "largest_change": (exact[1:] - exact[0]).abs().max().item(),
@@ -215,6 +225,8 @@ def outcome_errors(
         "largest_relative_difference": (difference / naive[1:].abs()).max().item(),
         "naive_error": (naive - exact)[1:].abs().max().item(),
         "krypton_error": (ours.double().cpu() - exact[1:]).abs().max().item(),
+        "naive_rms": rms(all_naive[1:]),
+        "krypton_rms": rms(every),
     }
 
 

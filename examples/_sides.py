@@ -201,6 +201,7 @@ class KryptonSide(Side):
         """How far about `count` outcomes of the last map are from forward passes."""
         task, corners = self.task, self.task.corners()
         indices = sampled_windows(len(corners), count)
+        every = self.occlusion.heatmap(self.x, target=None, **task.windows()).scores
         return outcome_errors(
             self.network,
             self.x,
@@ -208,6 +209,7 @@ class KryptonSide(Side):
             [corners[index] for index in indices],
             task.window,
             self.heat.scores.flatten()[indices],
+            every[0].flatten(1).T[indices],
         )
 
 

@@ -183,6 +183,56 @@ def detail_table(results: list[dict[str, Any]]) -> str:
     return _table(titles, [cells(result) for result in results])
 
 
+def profile_table(results: list[dict[str, Any]]) -> str:
+    """Where the time of maps goes, by algorithm, beside the machine's peak.
+
+    A share of the peak is the rate of an algorithm's multiply-accumulates, as a direct convolution
+    counts them, over that of a large matrix product: Winograd's can be above 100 %. The limit is
+    the time of all of them at the peak.
+    """
+    titles = {
+        "network": "---",
+        "map, s": "--:",
+        "predicted, s": "--:",
+        "limit, s": "--:",
+        "Winograd": "--:",
+        "direct": "--:",
+        "depthwise": "--:",
+        "pooling": "--:",
+        "linear": "--:",
+        "other operators": "--:",
+    }
+
+    def cells(result: dict[str, Any]) -> list[str]:
+        rows = [row for row in result["operators"] if row["kind"] != "shared"]
+        total = sum(row["macs_incremental"] for row in rows) * result["windows"]
+
+        def share(kind: str) -> str:
+            found = [row for row in rows if _kind(row) == kind]
+            seconds = sum(row["measured"] for row in found)
+            macs = sum(row["macs_incremental"] for row in found) * result["windows"]
+            if not seconds:
+                return ""
+            time = f"{seconds / result['seconds']:.0%}"
+            return f"{time} at {macs / seconds / result['peak']:.0%}" if macs else time
+
+        return [
+            result["model"],
+            f"{result['seconds']:.2f}",
+            f"{result['predicted_seconds']:.2f}",
+            f"{total / result['peak']:.2f}",
+            *(share(kind) for kind in list(titles)[4:]),
+        ]
+
+    return _table(titles, [cells(result) for result in results])
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if row["algorithm"] != "torch":
+        return str(row["algorithm"])
+    return "linear" if row["macs_full"] else "other operators"
+
+
 def approximation_table(result: dict[str, Any]) -> str:
     """The table that `approximate.py` measured: medians over the photographs."""
     titles = {

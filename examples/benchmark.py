@@ -1,25 +1,29 @@
 """Many networks, sides and windows: `compare_with_captum.py` for each, and one table of all.
 
     python examples/benchmark.py --networks vgg16 resnet18 --json-folder results
-    python examples/benchmark.py --profile resnet50
+    python examples/benchmark.py --profile resnet50 vgg16
 
 Each comparison is a file of its own, and one that is there is not run again: a run that was cut off
 goes on where it stopped. Without arguments it takes the better part of a day on two CPU cores.
-`--profile` says, for one network, where the time of a map goes, operator by operator.
+`--profile` says where the time of a network's map goes, operator by operator, and how far that is
+from all multiply-accumulates at the machine's peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
+import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import build_network, load_image, to_input
-from _tables import speed_table
+from _shared import build_network, load_image, machine, to_input
+from _tables import profile_table, speed_table
 from compare_with_captum import compare, parse, print_table
 
 from captum_krypton import KryptonOcclusion
@@ -74,11 +78,20 @@ def benchmark(options: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def profile(options: argparse.Namespace) -> None:
-    """Prints where the time of a network's map goes."""
-    (size, *_), (windows, *_) = options.sizes, options.windows
-    window, stride = map(int, windows.split("/"))
-    network = build_network(options.profile, size)
+def peak_rate() -> float:
+    """Multiply-accumulates a second of a large matrix product in float32: the machine's peak."""
+    a, b = torch.ones(2048, 2048), torch.ones(2048, 2048)
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started)
+    return 2048**3 / best
+
+
+def profile(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
+    """Where the time of a network's map goes, operator by operator."""
+    network = build_network(name, size)
     x = to_input(load_image(None, size), network)
     occlusion = KryptonOcclusion(network)
     asked: dict[str, Any] = {
@@ -86,9 +99,21 @@ def profile(options: argparse.Namespace) -> None:
         "strides": (3, stride, stride),
     }
     occlusion.heatmap(x, **asked)  # set-up and first use
-    print(occlusion.explain(x, run=True, **asked))
+    plan = occlusion.explain(x, run=True, **asked)
+    print(plan)
     report = occlusion.heatmap(x, **asked).report
-    print(f"the map took {report.seconds:.2f} s; predicted: {report.predicted_seconds:.2f} s")
+    return {
+        "model": name,
+        "size": size,
+        "window": window,
+        "stride": stride,
+        "windows": report.windows,
+        "seconds": report.seconds,
+        "predicted_seconds": report.predicted_seconds,
+        "peak": peak_rate(),
+        "machine": machine(),
+        "operators": [dataclasses.asdict(row) for row in plan.plans[0][0]],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,13 +132,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--json-folder", default="benchmark", help="one file a comparison")
-    parser.add_argument("--profile", metavar="NETWORK", help="where the time of its map goes")
+    parser.add_argument("--profile", nargs="+", metavar="NETWORK", help="where their time goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(max(options.threads))
-    if options.profile:
-        profile(options)
+    if not options.profile:
+        print("\n" + speed_table(benchmark(options)))
         return
-    print("\n" + speed_table(benchmark(options)))
+    folder = Path(options.json_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (size, *_), (windows, *_) = options.sizes, options.windows
+    window, stride = map(int, windows.split("/"))
+    for name in options.profile:
+        side = max(size, LEAST_SIDE.get(name, 0))
+        result = profile(name, side, window, stride)
+        (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(f"\n{profile_table([result])}\n")
 
 
 if __name__ == "__main__":

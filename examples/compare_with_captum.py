@@ -176,7 +176,9 @@ def print_table(result: dict[str, Any]) -> None:
         f"difference {equality['largest_difference']:.2e}, "
         f"relative {equality['largest_relative_difference']:.2e};\n"
         f"  largest change by any of them {equality['largest_change']:.2e}; error against float64: "
-        f"naive {equality['naive_error']:.2e}, captum-krypton {equality['krypton_error']:.2e}"
+        f"naive {equality['naive_error']:.2e}, captum-krypton {equality['krypton_error']:.2e};\n"
+        f"  of all outputs, root mean square: naive {equality['naive_rms']:.2e}, captum-krypton "
+        f"{equality['krypton_rms']:.2e}"
     )
 
 

@@ -122,6 +122,7 @@ def compare(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
     occlusion = KryptonOcclusion(network)
     counted = operators(occlusion, asked)  # captures: a first map of few windows would not
     heat = occlusion.heatmap(**asked)
+    every = occlusion.heatmap(**{**asked, "target": None}).scores
     sampled = sampled_windows(len(corners), 6)
     return {
         "windows": heat.report.windows,
@@ -136,6 +137,7 @@ def compare(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
             [corners[index] for index in sampled],
             window,
             heat.scores.flatten()[sampled],
+            every[0].flatten(1).T[sampled],
         ),
         **counted,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from layers import Draw
 from torch import Tensor
 
 from captum_krypton._ops import (
+    ACTIVATIONS,
     Patches,
     _reference,
     convolution_block,
@@ -28,6 +30,12 @@ from captum_krypton._ops import (
 )
 
 EPSILON = torch.finfo(torch.float32).eps
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda tensor: tensor,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
 
 
 @dataclass
@@ -48,6 +56,7 @@ class Case:
     winograd: bool
     groups: int
     extent: Tensor | None = None
+    activation: str = "none"
 
     def run(self) -> Tensor:
         return convolve_patches(
@@ -63,6 +72,7 @@ class Case:
             low=self.low,
             high=self.high,
             output_extent=self.extent,
+            activation=self.activation,
         )
 
     def expected(self, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -99,6 +109,7 @@ class Case:
             self.output_offset,
             self.low,
             self.high,
+            ACTIVATIONS.index(self.activation),
         )
 
     def magnitude(self) -> float:
@@ -194,6 +205,7 @@ def cases(draw: Draw) -> Case:
         kind == "winograd",
         groups,
         extents(draw, noise, windows, size),
+        draw(st.sampled_from(ACTIVATIONS)),
     )
 
 
@@ -323,6 +335,27 @@ def test_winograds_error_is_a_small_multiple_of_a_direct_convolutions(size: int)
     assert error(made) <= 3 * error(direct)
 
 
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_activations_are_as_exact_as_torchs(activation: str) -> None:
+    """Of numbers of every size, with their sign and of both ways to compute a lane."""
+    noise = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(-6, 2, 4096).repeat(19, 1).reshape(1, 19, 64, 64)
+    x = (sizes * torch.randn(sizes.shape, generator=noise)).float()
+    source = Patches(x, x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
+    one = pack_weight(torch.eye(19)[:, :, None, None])
+    made = convolve_patches(source, source.patch_offset, one, None, (64, 64), activation=activation)
+    function = FUNCTIONS[activation]
+    exact = function(x.double())
+    off = ((made - exact) / x.abs().clamp_min(1e-3)).abs().max()
+    own = ((function(x) - exact) / x.abs().clamp_min(1e-3)).abs().max()
+    assert off <= own + 2 * EPSILON
+    odd = torch.tensor([torch.nan, torch.inf]).reshape(1, 1, 1, 2).repeat(1, 19, 1, 1)
+    source = source._replace(base=odd, patch=odd)
+    each = pack_weight(torch.ones(19, 1, 1, 1), groups=19)
+    made = convolve_patches(source, source.patch_offset, each, None, (1, 2), activation=activation)
+    torch.testing.assert_close(made, function(odd), equal_nan=True)
+
+
 @given(data=st.data())
 def test_a_block_is_its_parts(data: st.DataObject) -> None:
     noise = numbers(data.draw)
@@ -332,9 +365,12 @@ def test_a_block_is_its_parts(data: st.DataObject) -> None:
     residual = torch.randn(out.shape, generator=noise).double()
     added = residual if data.draw(st.booleans()) else None
     low, high = data.draw(st.sampled_from([(-torch.inf, torch.inf), (0.0, 6.0)]))
-    expected = (out if added is None else out + added).clamp(low, high)
+    activation = data.draw(st.sampled_from(sorted(FUNCTIONS)))
+    summed = out if added is None else out + added
+    expected = FUNCTIONS[activation](summed).clamp(low, high)
     before = residual.clone()
-    actual = convolution_block(x, weight, None, [1, 1], [1, 1], [1, 1], 2, added, low, high)
+    call = (x, weight, None, [1, 1], [1, 1], [1, 1], 2, added, low, high, activation)
+    actual = convolution_block(*call)
     torch.testing.assert_close(actual, expected)
     assert torch.equal(residual, before)
 

@@ -39,7 +39,7 @@ def blocks(graph: Graph) -> list[dict[str, Any]]:
     return [node.bound() for node in graph.nodes if "convolution_block" in node.name]
 
 
-JOINED: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[bool, float, float]]]] = {
+JOINED: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[Any, ...]]]] = {
     "relu": (lambda x: FIRST(x).relu(), [(False, 0.0, torch.inf)]),
     "relu in place": (lambda x: FIRST(x).relu_(), [(False, 0.0, torch.inf)]),
     "relu6": (lambda x: F.relu6(FIRST(x)), [(False, 0.0, 6.0)]),
@@ -50,6 +50,12 @@ JOINED: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[bool, float, floa
     "the dearer of two takes the sum": (
         lambda x: (SECOND(x) + FIRST(x)).relu(),
         [(True, 0.0, torch.inf)],
+    ),
+    "gelu": (lambda x: F.gelu(FIRST(x)), [(False, "gelu")]),
+    "silu of a sum": (lambda x: F.silu(FIRST(x) + x), [(True, "silu")]),
+    "hardswish in place": (
+        lambda x: F.hardswish(FIRST(x), inplace=True),
+        [(False, "hardswish")],
     ),
     "one after another": (
         lambda x: (SECOND(FIRST(x).relu()) + x).relu(),
@@ -62,7 +68,12 @@ JOINED: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[bool, float, floa
 def test_joined(what: str) -> None:
     forward, expected = JOINED[what]
     found = blocks(fuse(lambda x: forward(x).flatten(1)))
-    assert [(b["residual"] is not None, b["low"], b["high"]) for b in found] == expected
+    made: list[tuple[Any, ...]] = []
+    for block in found:
+        clamps = block["activation"] == "none"
+        end = (block["low"], block["high"]) if clamps else (block["activation"],)
+        made.append((block["residual"] is not None, *end))
+    assert made == expected
 
 
 APART: dict[str, Callable[[Tensor], Tensor]] = {
@@ -73,7 +84,8 @@ APART: dict[str, Callable[[Tensor], Tensor]] = {
     "a constant": lambda x: FIRST(x) + torch.ones(4, 9, 8).double(),
     "a broadcast": lambda x: FIRST(x) + x[:, :, :1],
     "what changes everywhere": lambda x: FIRST(x) + x.mean((2, 3), keepdim=True).expand(x.shape),
-    "another activation": lambda x: F.silu(FIRST(x)),
+    "another activation": lambda x: F.elu(FIRST(x)),
+    "another kind of gelu": lambda x: F.gelu(FIRST(x), approximate="tanh"),
     "a transposed convolution": lambda x: TRANSPOSED(x).relu(),
     "tensor bounds": lambda x: FIRST(x).clamp(torch.zeros(1).double(), torch.ones(1).double()),
 }

@@ -1,4 +1,4 @@
-"""The rule for convolutions, alone or with the sum and the clamp that follow them."""
+"""The rule for convolutions, alone or with the sum and the activation that follow them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class _Convolution(WindowRule):
         added = named.get("residual")
         self.residual: ValueId | None = None if added is None else added.id
         self.low, self.high = named.get("low", -math.inf), named.get("high", math.inf)
+        self.activation: str = named.get("activation", "none")
         kernel = view.shape(self.weight)[2:]
         super().__init__(
             node,
@@ -114,13 +115,13 @@ class _Convolution(WindowRule):
         groups, none = self.groups, [0] * len(padding)
         block, boxes = self.block(group), group.boxes(self.outputs[0])
         added = None if self.residual is None else group.read(self.residual, boxes)
-        low, high = self.low, self.high
+        low, high, activation = self.low, self.high, self.activation
 
         def step(frame: Frame) -> Tensor:
             out: Tensor = op(
                 block(frame), weight, bias, stride, padding, dilation, False, none, groups
             )
-            return finish(out, None if added is None else added(frame), low, high)
+            return finish(out, None if added is None else added(frame), low, high, activation)
 
         return step
 
@@ -157,6 +158,7 @@ class _Convolution(WindowRule):
                 low=self.low,
                 high=self.high,
                 output_extent=None if output_extent is None else frame.of(output_extent),
+                activation=self.activation,
             )
 
         return step

@@ -1,5 +1,6 @@
 """Kernels: schemas, wrappers, plain-torch references and the loader of their binary."""
 
+from captum_krypton._ops._activation import ACTIVATIONS, activate
 from captum_krypton._ops._arena import arena, join
 from captum_krypton._ops._block import convolution_block, finish
 from captum_krypton._ops._convolve import (
@@ -17,10 +18,12 @@ from captum_krypton._ops._loader import BackendInfo, KryptonBackendWarning, back
 from captum_krypton._ops._pool import pool_patches
 
 __all__ = [
+    "ACTIVATIONS",
     "BackendInfo",
     "KryptonBackendWarning",
     "PackedWeight",
     "Patches",
+    "activate",
     "allows_winograd",
     "arena",
     "backend_info",

@@ -1,4 +1,4 @@
-"""`convolution_block`: a convolution, the sum and the clamp that follow it, as one operator."""
+"""`convolution_block`: a convolution and the sum, activation and clamp that follow it, in one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
+from captum_krypton._ops._activation import activate
 from captum_krypton._ops._library import library
 
 __all__ = ["convolution_block"]
 
 library.define(
     "convolution_block(Tensor input, Tensor weight, Tensor? bias, int[] stride, "
-    "int[] padding, int[] dilation, int groups, Tensor? residual, float low, float high) -> Tensor"
+    "int[] padding, int[] dilation, int groups, Tensor? residual, float low, float high, "
+    "str activation='none') -> Tensor"
 )
 
 
@@ -30,18 +32,22 @@ def _convolution_block(
     residual: Tensor | None,
     low: float,
     high: float,
+    activation: str = "none",
 ) -> Tensor:
     none = [0] * len(stride)
     out: Tensor = torch.ops.aten.convolution.default(
         input, weight, bias, stride, padding, dilation, False, none, groups
     )
-    return finish(out, residual, low, high)
+    return finish(out, residual, low, high, activation)
 
 
-def finish(out: Tensor, residual: Tensor | None, low: float, high: float) -> Tensor:
-    """Adds the residual to `out` and clamps, in place."""
+def finish(
+    out: Tensor, residual: Tensor | None, low: float, high: float, activation: str = "none"
+) -> Tensor:
+    """Adds the residual to `out`, activates and clamps, in place."""
     if residual is not None:
         out.add_(residual)
+    activate(out, activation)
     if low > -math.inf or high < math.inf:
         out.clamp_(low, high)
     return out
@@ -49,7 +55,7 @@ def finish(out: Tensor, residual: Tensor | None, low: float, high: float) -> Ten
 
 library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
 convolution_block = torch.ops.captum_krypton.convolution_block.default
-"""Clamp(convolution(input) + residual), on whole volumes."""
+"""Clamp(activation(convolution(input) + residual)), on whole volumes."""
 
 
 @register_flop_formula(torch.ops.captum_krypton.convolution_block)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from captum_krypton._ops import _loader, _reference
+from captum_krypton._ops._activation import ACTIVATIONS
 from captum_krypton._ops._library import library
 
 __all__ = [
@@ -31,7 +32,8 @@ library.define(
     "Tensor? patch_extent, Tensor read_offset, Tensor weight, Tensor packed, Tensor? bias, "
     "SymInt[] size, Tensor? output_extent, int[] stride, int[] dilation, bool winograd, "
     "Tensor? residual_base, Tensor? residual_patch, Tensor? residual_offset, "
-    "Tensor? residual_extent, Tensor? output_offset, float low, float high) -> Tensor",
+    "Tensor? residual_extent, Tensor? output_offset, float low, float high, "
+    "int activation=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("panel_size() -> int")
@@ -202,8 +204,9 @@ def convolve_patches(
     low: float = -math.inf,
     high: float = math.inf,
     output_extent: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
-    """Convolves every window's read-in block, adds a residual and clamps.
+    """Convolves every window's read-in block, adds a residual, activates and clamps.
 
     The cells of a read-in block are those of `gather_patches`, with zeros outside of the volume;
     the kernel reads them where they lie.
@@ -223,6 +226,7 @@ def convolve_patches(
         high: the largest value of the output.
         output_extent: how many cells of each output patch are computed, from its first, (B, 2),
             int64; the others hold anything. None for all.
+        activation: one of `ACTIVATIONS`.
 
     Returns:
         The output patches, (B, K, *size), float32, channels-last.
@@ -248,6 +252,7 @@ def convolve_patches(
         output_offset,
         low,
         high,
+        ACTIVATIONS.index(activation),
     )
     return result
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_krypton._ops._activation import ACTIVATIONS, activate
+
 __all__ = ["LOWEST", "convolve_patches", "gather_patches", "pool_patches", "result_format"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -125,6 +127,7 @@ def convolve_patches(
     output_offset: Tensor | None,
     low: float,
     high: float,
+    activation: int = 0,
 ) -> Tensor:
     """The reference of `captum_krypton::convolve_patches`: direct, on gathered blocks.
 
@@ -150,6 +153,7 @@ def convolve_patches(
             0.0,
             residual_extent,
         )
+    out = activate(out, ACTIVATIONS[activation])
     return out.clamp(low, high).contiguous(memory_format=torch.channels_last)
 
 

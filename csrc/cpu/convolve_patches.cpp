@@ -292,7 +292,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                         std::vector<int64_t> dilation, bool winograd, OptionalTensor residual_base,
                         OptionalTensor residual_patch, OptionalTensor residual_offset,
                         OptionalTensor residual_extent, OptionalTensor output_offset, double low,
-                        double high) {
+                        double high, int64_t activation) {
   const Kernels* const found = kernels();
   STD_TORCH_CHECK(found, "these kernels were built by a compiler without vector types");
   const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset);
@@ -329,6 +329,8 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
     STD_TORCH_CHECK(bias->size(0) == out_channels && bias->is_contiguous(), "bias has ",
                     bias->size(0), " elements; expected ", out_channels, ", contiguous");
   }
+  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "activation is ", activation,
+                  "; expected 0 to ", kActivations - 1);
   std::optional<Held> added;
   std::optional<Source> residual;
   if (residual_base) {
@@ -351,6 +353,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                          bias ? bias->const_data_ptr<float>() : nullptr,
                          static_cast<float>(low),
                          static_cast<float>(high),
+                         static_cast<Activation>(activation),
                          written.output(),
                          winograd ? tiles.data() : nullptr,
                          groups,
