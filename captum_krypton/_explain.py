@@ -9,7 +9,7 @@ from ._approximate import Approximation
 from ._drilldown import DrillDown
 from ._graph import Node, ValueId
 from ._operators import Algorithm, Kind
-from ._ops import convolution_block
+from ._ops import convolution_block, join_block
 from ._plan import Plan
 
 __all__ = ["Explanation", "OperatorRow", "explain"]
@@ -120,10 +120,15 @@ def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
 
 
 def _name(node: Node) -> str:
-    """The operator's name, a convolution's with what has joined it."""
-    if node.op is not convolution_block:
+    """The operator's name, a block's by its parts."""
+    if node.op not in (convolution_block, join_block):
         return node.name
     named = node.bound()
+    if node.op is join_block:
+        parts = ["aten.cat"] if len(named["tensors"]) > 1 else []
+        parts += ["batch_norm"] if named["scale"] is not None else []
+        clamps = (named["low"], named["high"]) != (-math.inf, math.inf)
+        return "+".join(parts + ["clamp"] * clamps)
     parts = ["aten.convolution"]
     if named["residual"] is not None:
         parts.append("add")

@@ -1,4 +1,7 @@
-"""Joins a convolution with the sum and the activation that follow it.
+"""Joins operators into blocks.
+
+A convolution takes the sum and the activation that follow it, a concatenation of channels the batch
+norm and the clamp.
 
 One pass over memory instead of three, and no base for the values between. What may be joined
 depends on what the window changes, so it follows an analysis, and another one follows it.
@@ -11,7 +14,7 @@ import math
 from ._analyse import Analysis, multiply_accumulates
 from ._graph import Graph, Node, Value, ValueId
 from ._operators import Kind
-from ._ops import ACTIVATIONS, convolution_block
+from ._ops import ACTIVATIONS, convolution_block, join_block
 
 __all__ = ["fused"]
 
@@ -19,52 +22,97 @@ __all__ = ["fused"]
 def fused(analysis: Analysis) -> Graph:
     """An equivalent graph whose convolutions add to what they make, and activate it."""
     graph = analysis.graph
-    users = graph.users()
-    rules = {id(node): rule for node, rule in zip(graph.nodes, analysis.rules, strict=True)}
+    local = [
+        node for node, rule in zip(graph.nodes, analysis.rules, strict=True) if rule is not None
+    ]
     convolutions = [
-        node
-        for node in graph.nodes
-        if node.name == "aten.convolution"
-        and rules[id(node)] is not None
-        and not node.bound()["transposed"]
+        node for node in local if node.name == "aten.convolution" and not node.bound()["transposed"]
     ]
     # The dearer of two that are added gets the sum.
     convolutions.sort(key=lambda node: -multiply_accumulates(graph, node))
+    users = graph.users()
     blocks: dict[int, Node] = {}  # by the last of the nodes that a block stands for
     gone: set[int] = set()
-    for node in convolutions:
-        residual: ValueId | None = None
-        low, high, activation = -math.inf, math.inf, "none"
-        chain = [node]
-        user = _sole_user(graph, users, chain[-1])
-        if user is not None and id(user) not in gone:
-            residual = _added(analysis, chain[-1].outputs[0], user)
-            if residual is not None:
-                chain.append(user)
-                user = _sole_user(graph, users, user)
-        if user is not None and (bounds := _bounds(user)) is not None:
-            low, high = bounds
-            chain.append(user)
-        elif user is not None and (named := _activation(user)) is not None:
-            activation = named
-            chain.append(user)
-        if len(chain) == 1:
-            continue
-        gone.update(map(id, chain))
-        bound = node.bound()
-        call = tuple(
-            bound[name]
-            for name in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        )
-        added = None if residual is None else Value(residual)
-        block = Node(convolution_block, (*call, added, low, high, activation), {}, chain[-1].outputs)
-        blocks[id(chain[-1])] = block
-    nodes = [
+    for make, nodes in ((_convolution, convolutions), (_join, local)):
+        for node in nodes:
+            found = None if id(node) in gone else make(analysis, users, gone, node)
+            if found is not None and len(found[1]) > 1:
+                block, chain = found
+                gone.update(map(id, chain))
+                blocks[id(chain[-1])] = block
+    left = [
         blocks.get(id(node), node)
         for node in graph.nodes
         if id(node) in blocks or id(node) not in gone
     ]
-    return Graph(nodes, graph.inputs, graph.output, graph.shapes, graph.dtypes, graph.constants)
+    return Graph(left, graph.inputs, graph.output, graph.shapes, graph.dtypes, graph.constants)
+
+
+def _convolution(
+    analysis: Analysis, users: dict[ValueId, list[Node]], gone: set[int], node: Node
+) -> tuple[Node, list[Node]]:
+    """The block that starts with a convolution, and the nodes that it stands for."""
+    graph = analysis.graph
+    residual: ValueId | None = None
+    low, high, activation = -math.inf, math.inf, "none"
+    chain = [node]
+    user = _sole_user(graph, users, chain[-1])
+    if user is not None and id(user) not in gone:
+        residual = _added(analysis, chain[-1].outputs[0], user)
+        if residual is not None:
+            chain.append(user)
+            user = _sole_user(graph, users, user)
+    if user is not None and (bounds := _bounds(user)) is not None:
+        low, high = bounds
+        chain.append(user)
+    elif user is not None and (named := _activation(user)) is not None:
+        activation = named
+        chain.append(user)
+    bound = node.bound()
+    call = tuple(
+        bound[name]
+        for name in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    )
+    added = None if residual is None else Value(residual)
+    arguments = (*call, added, low, high, activation)
+    return Node(convolution_block, arguments, {}, chain[-1].outputs), chain
+
+
+def _join(
+    analysis: Analysis, users: dict[ValueId, list[Node]], gone: set[int], node: Node
+) -> tuple[Node, list[Node]] | None:
+    """The block that starts with a concatenation of channels, or with a norm alone."""
+    graph = analysis.graph
+    scale: Value | None = None
+    shift: Value | None = None
+    low, high = -math.inf, math.inf
+    chain = [node]
+    if node.op is join_block:
+        tensors, scale, shift, low, high = node.args
+    elif node.name == "aten.cat" and _along_channels(analysis, node):
+        tensors = node.args[0]
+        user = _sole_user(graph, users, node)
+        if user is not None and user.op is join_block and len(user.args[0]) == 1:
+            _, scale, shift, low, high = user.args
+            chain.append(user)
+    else:
+        return None
+    user = _sole_user(graph, users, chain[-1])
+    if user is not None and (bounds := _bounds(user)) is not None:
+        low, high = bounds
+        chain.append(user)
+    arguments = (list(tensors), scale, shift, low, high)
+    return Node(join_block, arguments, {}, chain[-1].outputs), chain
+
+
+def _along_channels(analysis: Analysis, node: Node) -> bool:
+    """Whether a concatenation is one of channels, of local values that are alike otherwise."""
+    graph = analysis.graph
+    dim = node.args[1] if len(node.args) > 1 else 0
+    kinds = {analysis.kinds[value] for value in node.operands()}
+    types = {graph.dtypes[value] for value in node.operands()}
+    channels = dim % len(graph.shapes[node.outputs[0]]) == 1
+    return channels and kinds == {Kind.LOCAL} and len(types) == 1
 
 
 def _sole_user(graph: Graph, users: dict[ValueId, list[Node]], node: Node) -> Node | None:

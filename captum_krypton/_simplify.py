@@ -8,11 +8,14 @@ may have any memory layout.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ._graph import Graph, Node, Value, ValueId, map_arguments
 from ._linear import as_convolutions
+from ._ops import join_block
 from ._scale import fold_scale
 
 __all__ = ["simplified"]
@@ -39,6 +42,7 @@ def simplified(graph: Graph) -> Graph:
     _restore_linear(graph)
     _restore_bias(graph)
     _fold_batch_norms(graph)
+    _scale_by_batch_norms(graph)
     graph = graph.dead_code_eliminated()  # such as the views of a restored layer: they read too
     _select_early(graph)
     _pack_attention(graph)
@@ -106,7 +110,7 @@ def _restore_linear(graph: Graph) -> None:
 
 
 def _restore_bias(graph: Graph) -> None:
-    """Gives a linear layer the bias that ATen adds afterwards where its input was no plain matrix."""
+    """Gives a linear layer the bias that ATen adds afterwards where its input was strided."""
     users = graph.users()
     gone: set[int] = set()
     for node in graph.nodes:
@@ -143,6 +147,25 @@ def _fold_batch_norms(graph: Graph) -> None:
             producers[node.outputs[0]] = conv
             folded_norms.add(id(node))
     graph.nodes[:] = [node for node in graph.nodes if id(node) not in folded_norms]
+
+
+def _scale_by_batch_norms(graph: Graph) -> None:
+    """Makes a scale and a shift for each channel of the batch norms that are left."""
+    users = graph.users()
+    for i, node in enumerate(graph.nodes):
+        if node.name not in _BATCH_NORMS or any(users.get(v) for v in node.outputs[1:]):
+            continue
+        source, *statistics = node.operands()
+        dtype = graph.dtypes[source]
+        constant = all(v in graph.constants and graph.dtypes[v] is dtype for v in statistics)
+        if not constant or dtype not in (torch.float32, torch.float64):
+            continue  # those of other types are rounded in between
+        made = []
+        for tensor in _affine(graph, node.bound()):
+            made.append(Value(graph.new_value(tuple(tensor.shape), dtype)))
+            graph.constants[made[-1].id] = tensor.to(dtype)
+        call = ([Value(source)], *made, -math.inf, math.inf)
+        graph.nodes[i] = Node(join_block, call, {}, node.outputs[:1])
 
 
 def _select_early(graph: Graph) -> None:

@@ -1,5 +1,5 @@
-// What convolve_patches and pool_patches ask of their kernels: plain numbers and pointers, the same
-// for every instruction set.
+// What convolve_patches, pool_patches and join_patches ask of their kernels: plain numbers and
+// pointers, the same for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -102,6 +102,17 @@ struct Pooling {
   int64_t dilation[2];
 };
 
+// Channels of several volumes side by side: those of the first source, then the second's.
+struct Joining {
+  const Source* sources;
+  int64_t count;
+  const float* scale;  // of the output's channels, with shift; none: null
+  const float* shift;
+  float low;
+  float high;
+  Output out;
+};
+
 // The kernels of one instruction set. Each computes the units [begin, end) of the output, with
 // `scratch` floats of memory of its own.
 struct Kernels {
@@ -122,6 +133,8 @@ struct Kernels {
   // Units are output cells.
   void (*maximum)(const Pooling&, int64_t begin, int64_t end, float* scratch);
   void (*average)(const Pooling&, int64_t begin, int64_t end, float* scratch);
+  // Units are output cells.
+  void (*join)(const Joining&, int64_t begin, int64_t end, float* scratch);
 };
 
 // Floats of scratch for `units` units.

@@ -1,4 +1,5 @@
-// The kernels of convolve_patches and pool_patches, written for vectors of KRYPTON_LANES floats.
+// The kernels of convolve_patches, pool_patches and join_patches, written for vectors of
+// KRYPTON_LANES floats.
 //
 // Included by one file for each instruction set, inside a region that is compiled for it. No
 // function here may have a twin elsewhere, or the linker could keep the wrong one: everything is in
@@ -1030,7 +1031,7 @@ void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scrat
   for (Runs run(conv.out, begin, end); run.count; run.next()) {
     read_residual(conv, run, residual);
     const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high,
-                      conv.activation};
+                        conv.activation};
     run_columns(columns(conv, run, cells), run.count,
                 Depthwise{conv.weight, finish, conv.out.channels});
   }
@@ -1053,8 +1054,46 @@ void average(const Pooling& call, int64_t begin, int64_t end, float* scratch) {
   pool(call, begin, end, scratch, Average{call.scale});
 }
 
-constexpr Kernels kKernels{KRYPTON_NAME, kPanel,     kLanes,   &winograd,
-                           &direct,      &depthwise, &maximum, &average};
+// --- Joining: the channels of every cell come from one source after another.
+
+KRYPTON_INLINE void join_cell(const Joining& call, const float* from, int64_t channels,
+                              int64_t first, float* to) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    Vector value = load<Vector>(from + c);
+    if (call.scale) {
+      value = value * load<Vector>(call.scale + first + c) + load<Vector>(call.shift + first + c);
+    }
+    clamp(value, call.low, call.high);
+    store(to + first + c, value);
+  }
+  for (; c < channels; ++c) {
+    float value = from[c];
+    if (call.scale) {
+      value = value * call.scale[first + c] + call.shift[first + c];
+    }
+    clamp(value, call.low, call.high);
+    to[first + c] = value;
+  }
+}
+
+void join(const Joining& call, int64_t begin, int64_t end, float*) {
+  for (Runs run(call.out, begin, end); run.count; run.next()) {
+    float* const to = run.data();
+    int64_t first = 0;
+    for (int64_t number = 0; number < call.count; ++number) {
+      const Source& source = call.sources[number];
+      const Row row = view(source, run.window).row(run.row);
+      for (int64_t t = 0; t < run.count; ++t) {
+        join_cell(call, row.at(run.column + t), source.channels, first, to + t * call.out.channels);
+      }
+      first += source.channels;
+    }
+  }
+}
+
+constexpr Kernels kKernels{KRYPTON_NAME, kPanel,   kLanes,   &winograd, &direct,
+                           &depthwise,   &maximum, &average, &join};
 
 }  // namespace
 }  // namespace captum_krypton

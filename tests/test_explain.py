@@ -120,9 +120,7 @@ def test_measured_times(network: Residual) -> None:
         ({"budget": Budget(windows=120)}, "within Budget(windows=120, seconds=None)"),
     ],
 )
-def test_approximations_are_named(
-    network: Residual, settings: dict[str, Any], said: str
-) -> None:
+def test_approximations_are_named(network: Residual, settings: dict[str, Any], said: str) -> None:
     x = torch.rand(1, 3, 48, 36)
     krypton = KryptonOcclusion(network, **settings)
     for run in (False, True):

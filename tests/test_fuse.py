@@ -76,6 +76,52 @@ def test_joined(what: str) -> None:
     assert made == expected
 
 
+def joins(graph: Graph) -> list[tuple[int, bool, float, float]]:
+    found = [node.bound() for node in graph.nodes if "join_block" in node.name]
+    return [(len(b["tensors"]), b["scale"] is not None, b["low"], b["high"]) for b in found]
+
+
+NORM, WIDE_NORM = nn.BatchNorm2d(4).double().eval(), nn.BatchNorm2d(8).double().eval()
+for each in (NORM, WIDE_NORM):
+    nn.init.uniform_(each.running_mean)
+    nn.init.uniform_(each.running_var, 0.5, 2)
+    nn.init.uniform_(each.weight, -1)
+EVERY = (-torch.inf, torch.inf)
+SIDE_BY_SIDE: dict[
+    str, tuple[Callable[[Tensor], Tensor], list[tuple[int, bool, float, float]], int]
+] = {
+    "a norm alone": (lambda x: NORM(x.sin()), [(1, True, *EVERY)], 0),
+    "a norm and a clamp": (lambda x: NORM(x.sin()).relu(), [(1, True, 0.0, torch.inf)], 0),
+    "all three": (
+        lambda x: F.relu6(WIDE_NORM(torch.cat([x, x.sin()], 1))),
+        [(2, True, 0.0, 6.0)],
+        0,
+    ),
+    "no norm": (lambda x: torch.cat([x, x.sin()], 1).relu(), [(2, False, 0.0, torch.inf)], 0),
+    "a concatenation alone": (lambda x: torch.cat([x, x.sin()], 1), [], 1),
+    "one that is read twice": (
+        lambda x: WIDE_NORM(y := torch.cat([x, x.sin()], 1)).relu() + y,
+        [(1, True, 0.0, torch.inf)],
+        1,
+    ),
+    "along the rows": (lambda x: torch.cat([x, x.sin()], 2).relu(), [], 1),
+    "with what no window changes": (
+        lambda x: torch.cat([x, torch.ones(len(x), 4, 9, 8).double()], 1).relu(),
+        [],
+        1,
+    ),
+    "a norm that a convolution makes": (lambda x: NORM(FIRST(x)), [], 0),
+}
+
+
+@pytest.mark.parametrize("what", SIDE_BY_SIDE)
+def test_side_by_side(what: str) -> None:
+    forward, expected, left = SIDE_BY_SIDE[what]
+    graph = fuse(lambda x: forward(x).flatten(1))
+    assert joins(graph) == expected
+    assert names(graph).count("cat") == left
+
+
 APART: dict[str, Callable[[Tensor], Tensor]] = {
     "another reader": lambda x: (y := FIRST(x)).relu() + y.sin(),
     "twice itself": lambda x: (y := FIRST(x)) + y,

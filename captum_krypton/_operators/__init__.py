@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._graph import Node
-from . import _convolution, _pointwise, _reduce, _resample, _shape, _splice, _window
+from . import _convolution, _join, _pointwise, _reduce, _resample, _shape, _splice, _window
 from ._rule import (
     Algorithm,
     Boxes,
@@ -52,6 +52,7 @@ Builder = Callable[[Node, View], Rule | None]
 _BUILDERS: dict[str, tuple[Builder, ...]] = {
     "aten.convolution": (_convolution.convolution, _resample.transposed_convolution),
     "captum_krypton.convolution_block": (_convolution.convolution,),
+    "captum_krypton.join_block": (_join.block,),
     "aten.max_pool2d_with_indices": (_window.max_pooling,),
     "aten.max_pool3d_with_indices": (_window.max_pooling,),
     "aten.max_pool2d": (_window.max_pooling,),
@@ -67,8 +68,8 @@ _BUILDERS: dict[str, tuple[Builder, ...]] = {
     "aten.constant_pad_nd": (_resample.constant_padding,),
     "aten.linear": (_pointwise.linear,),
     "aten.native_layer_norm": (_pointwise.layer_norm,),
-    "aten.cat": (_pointwise.concatenate, _splice.concatenate_along),
-    "aten.stack": (_pointwise.concatenate,),
+    "aten.cat": (_join.concatenate, _splice.concatenate_along),
+    "aten.stack": (_join.concatenate,),
     "aten.permute": (_shape.permute,),
     "aten.transpose": (_shape.permute,),
     "aten.expand": (_shape.expand,),

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from .._graph import Node, ValueId
-from .._ops import join
+from .._graph import Node
 from ._rule import Dims, Kind, PatchRule, Rule, View, batch_rows
 
-__all__ = ["across_dims", "batch_norm", "concatenate", "layer_norm", "linear", "pointwise"]
+__all__ = ["across_dims", "batch_norm", "layer_norm", "linear", "pointwise"]
 
 aten = torch.ops.aten
 
@@ -236,38 +235,3 @@ def layer_norm(node: Node, view: View) -> Rule | None:
     if any(d is not None and d >= rank - normalised for d in dims):
         return None
     return PatchRule(node, view, dims)
-
-
-def concatenate(node: Node, view: View) -> Rule | None:
-    """Cat and stack along a dimension that carries no window axis."""
-    sources: list[ValueId] = node.operands()
-    dims = {view.dims[v] for v in sources if view.kinds[v] is Kind.LOCAL}
-    if len(dims) != 1 or not all(batch_rows(view, v) for v in sources if not _constant(view, v)):
-        return None
-    own = dims.pop()
-    if None in own:
-        return None
-    out_rank = len(view.graph.shapes[node.results[0]])
-    along = (node.args[1] if len(node.args) > 1 else 0) % out_rank
-    stacked = node.name == "aten.stack"
-    if along == 0 or (not stacked and along in own):
-        return None
-    if any(_constant(view, v) for v in sources):
-        return None  # a constant has no row a window to join
-    out = tuple(d + (stacked and d >= along) for d in own if d is not None)
-    if not stacked:
-        node = Node(join, node.args, node.kwargs, node.outputs)
-    return PatchRule(node, _with_dims(view, sources, own), out)
-
-
-def _constant(view: View, value: ValueId) -> bool:
-    return view.kinds[value] is Kind.CONSTANT
-
-
-def _with_dims(view: View, values: list[ValueId], dims: Dims) -> View:
-    """The view in which operands that no window changes have the axes of their neighbours."""
-    known = dict(view.dims)
-    for value in values:
-        if view.kinds[value] is not Kind.LOCAL:
-            known[value] = dims
-    return View(view.graph, view.kinds, known)

@@ -88,6 +88,7 @@ class Algorithm(Enum):
     WINOGRAD = "Winograd"
     DEPTHWISE = "depthwise"
     POOLING = "pooling"
+    JOINING = "joining"
 
 
 @dataclass(frozen=True)

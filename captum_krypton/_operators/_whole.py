@@ -18,6 +18,9 @@ _KERNELS = {
 }
 
 
+_JOINED = {"aten.cat", "captum_krypton.join_block"}
+
+
 class _WholeRule(Rule):
     """A global operator whose output counts as local, with patches that are whole volumes."""
 
@@ -49,6 +52,6 @@ def read_by_kernels(nodes: list[Node]) -> frozenset[ValueId]:
     for node in reversed(nodes):
         if node.name in _KERNELS:
             found.add(node.operands()[0])
-        elif found.intersection(node.results) and (is_pointwise(node) or node.name == "aten.cat"):
+        elif found.intersection(node.results) and (is_pointwise(node) or node.name in _JOINED):
             found.update(node.operands())
     return frozenset(found)

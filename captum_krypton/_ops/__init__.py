@@ -14,6 +14,7 @@ from captum_krypton._ops._convolve import (
     winograd_points,
 )
 from captum_krypton._ops._gather import gather_patches
+from captum_krypton._ops._join import join_block, join_patches
 from captum_krypton._ops._loader import BackendInfo, KryptonBackendWarning, backend_info
 from captum_krypton._ops._pool import pool_patches
 
@@ -32,6 +33,8 @@ __all__ = [
     "finish",
     "gather_patches",
     "join",
+    "join_block",
+    "join_patches",
     "pack_weight",
     "panel_size",
     "pool_patches",

@@ -1,14 +1,15 @@
-"""The activations that convolutions can end with."""
+"""What is done to the numbers that an operator makes before it stores them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "activate"]
+__all__ = ["ACTIVATIONS", "activate", "scale_and_clamp"]
 
 aten = torch.ops.aten
 
@@ -26,3 +27,13 @@ def activate(tensor: Tensor, activation: str) -> Tensor:
     """The activation of every number, in place."""
     _IN_PLACE[activation](tensor)
     return tensor
+
+
+def scale_and_clamp(
+    tensor: Tensor, scale: Tensor | None, shift: Tensor | None, low: float, high: float
+) -> Tensor:
+    """`tensor * scale + shift`, clamped; `scale` and `shift` have a number for each channel."""
+    if scale is not None and shift is not None:
+        of_channels = (-1, *[1] * (tensor.dim() - 2))
+        tensor = torch.addcmul(shift.reshape(of_channels), tensor, scale.reshape(of_channels))
+    return tensor if (low, high) == (-math.inf, math.inf) else tensor.clamp(low, high)

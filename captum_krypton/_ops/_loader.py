@@ -57,7 +57,7 @@ _BINARIES = {
         "captum_krypton_kernels",
         "cpu/*.cpp",
         ("*.h",),
-        ("gather_patches", "convolve_patches", "pool_patches", "empty_block"),
+        ("gather_patches", "convolve_patches", "pool_patches", "join_patches", "empty_block"),
         "CPU",
     ),
     "cuda": _Binary(

@@ -9,9 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_krypton._ops._activation import ACTIVATIONS, activate
+from captum_krypton._ops._activation import ACTIVATIONS, activate, scale_and_clamp
 
-__all__ = ["LOWEST", "convolve_patches", "gather_patches", "pool_patches", "result_format"]
+__all__ = [
+    "LOWEST",
+    "convolve_patches",
+    "gather_patches",
+    "join_patches",
+    "pool_patches",
+    "result_format",
+]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -185,3 +192,28 @@ def pool_patches(
         pooled = F.conv2d(block, ones, None, tuple(stride), 0, tuple(dilation), block.shape[1])
         pooled = pooled / divisor
     return pooled.contiguous(memory_format=torch.channels_last)
+
+
+def join_patches(
+    bases: list[Tensor],
+    patches: list[Tensor],
+    image: Tensor,
+    patch_offsets: list[Tensor],
+    patch_extents: list[Tensor],
+    read_offset: Tensor,
+    size: Sequence[int],
+    output_extent: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    low: float,
+    high: float,
+) -> Tensor:
+    """The reference of `captum_krypton::join_patches`, on gathered blocks."""
+    blocks = [
+        gather_patches(base, patch, image, offset, read_offset, size, 0.0, extent)
+        for base, patch, offset, extent in zip(
+            bases, patches, patch_offsets, patch_extents, strict=True
+        )
+    ]
+    joined = scale_and_clamp(torch.cat(blocks, 1), scale, shift, low, high)
+    return joined.contiguous(memory_format=torch.channels_last)

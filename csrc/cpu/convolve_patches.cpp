@@ -1,4 +1,5 @@
-// convolve_patches and pool_patches on the CPU: they read base, patch and padding where they lie.
+// convolve_patches, pool_patches and join_patches on the CPU: they read base, patch and padding
+// where they lie.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -394,9 +395,60 @@ Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset
   return written.out;
 }
 
+Tensor join_patches(std::vector<Tensor> bases, std::vector<Tensor> patches, Tensor image,
+                    std::vector<Tensor> patch_offsets, std::vector<Tensor> patch_extents,
+                    Tensor read_offset, std::vector<int64_t> size, OptionalTensor output_extent,
+                    OptionalTensor scale, OptionalTensor shift, double low, double high) {
+  const Kernels* const found = kernels();
+  STD_TORCH_CHECK(found, "these kernels were built by a compiler without vector types");
+  const size_t count = bases.size();
+  STD_TORCH_CHECK(count > 0 && patches.size() == count && patch_offsets.size() == count &&
+                      patch_extents.size() == count,
+                  "bases, patches, patch_offsets and patch_extents differ in number");
+  STD_TORCH_CHECK(size.size() == 2, "size has 2 numbers");
+  std::vector<Held> held;
+  std::vector<Source> sources;
+  int64_t channels = 0;
+  for (size_t i = 0; i < count; ++i) {
+    STD_TORCH_CHECK(patches[i].dim() == 4 && patches[i].size(0) == read_offset.size(0),
+                    "patches have rows for other windows than read_offset");
+    held.push_back(
+        hold(bases[i], patches[i], image, patch_offsets[i], patch_extents[i], read_offset));
+    channels += bases[i].size(1);
+  }
+  for (const Held& each : held) {
+    sources.push_back(each.source());
+  }
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift come together");
+  for (const OptionalTensor& each : {scale, shift}) {
+    if (each) {
+      check("scale or shift", *each, ScalarType::Float, 1);
+      STD_TORCH_CHECK(each->size(0) == channels && each->is_contiguous(), "scale or shift has ",
+                      each->size(0), " elements; expected ", channels, ", contiguous");
+    }
+  }
+  const Written written = allocate(bases[0], read_offset.size(0), channels, size, output_extent);
+  if (written.cells() == 0 || channels == 0) {
+    return written.out;
+  }
+  const Joining call{sources.data(),
+                     static_cast<int64_t>(count),
+                     scale ? scale->const_data_ptr<float>() : nullptr,
+                     shift ? shift->const_data_ptr<float>() : nullptr,
+                     static_cast<float>(low),
+                     static_cast<float>(high),
+                     written.output()};
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t cells = written.cells();
+  run(call, Work<Joining>{found->join, cells, even_block(cells, kCellsInBlock, threads), 0},
+      threads);
+  return written.out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(captum_krypton, CPU, library) {
+  library.impl("join_patches", TORCH_BOX(&join_patches));
   library.impl("convolve_patches", TORCH_BOX(&convolve_patches));
   library.impl("pool_patches", TORCH_BOX(&pool_patches));
 }

@@ -1,0 +1,134 @@
+"""`join_patches` against plain torch in float64, and the maps of networks that join channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import Occlusion
+from hypothesis import given
+from hypothesis import strategies as st
+from test_convolve import EPSILON, counted, extents, numbers, patches
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion
+from captum_krypton._ops import Patches, join_patches, panel_size
+
+
+def block(source: Patches, read_offset: Tensor, size: tuple[int, int]) -> Tensor:
+    """Every cell by itself, from base, patch or neither."""
+    base, patch, image, offset, extent = source
+    out = torch.zeros(len(patch), base.shape[1], *size, dtype=torch.float64)
+    for window in range(len(patch)):
+        own = patch.shape[2:] if extent is None else extent[window].tolist()
+        for i in range(size[0]):
+            for j in range(size[1]):
+                y, x = (read_offset[window] + torch.tensor([i, j])).tolist()
+                if not (0 <= y < base.shape[2] and 0 <= x < base.shape[3]):
+                    continue
+                p, q = y - int(offset[window, 0]), x - int(offset[window, 1])
+                inside = 0 <= p < own[0] and 0 <= q < own[1]
+                cell = patch[window, :, p, q] if inside else base[image[window], :, y, x]
+                out[window, :, i, j] = cell.double()
+    return out
+
+
+@given(data=st.data())
+def test_equals_a_naive_loop(data: st.DataObject) -> None:
+    noise = numbers(data.draw)
+    windows, images = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 2))
+    count = data.draw(st.integers(1, 4))
+    sources: list[Patches] = []
+    for _ in range(count):
+        channels = data.draw(st.sampled_from([1, 3, 8, 11, 16, 19, 32]))
+        made = patches(data.draw, noise, windows, images, channels, data.draw(st.booleans()))
+        sources.append(made._replace(image=sources[0].image if sources else made.image))
+    total = sum(source.base.shape[1] for source in sources)
+    scale = shift = None
+    if data.draw(st.booleans()):
+        scale, shift = (torch.randn(total, generator=noise) for _ in range(2))
+    low, high = data.draw(st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 0.5)]))
+    size = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    read_offset = torch.randint(-4, 12, (windows, 2), generator=noise)
+    extent = extents(data.draw, noise, windows, size)
+    actual = join_patches(
+        sources, read_offset, scale, shift, size, low=low, high=high, output_extent=extent
+    )
+    expected = torch.cat([block(source, read_offset, size) for source in sources], 1)
+    if scale is not None and shift is not None:
+        expected = expected * scale[:, None, None] + shift[:, None, None]
+    expected = expected.clamp(low, high)
+    assert actual.shape == expected.shape
+    assert actual.dtype == torch.float32
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert (counted(actual - expected, extent).abs() <= 100 * EPSILON).all()
+
+
+def two() -> tuple[list[Patches], Tensor]:
+    zeros = torch.zeros(2, 2, dtype=torch.int64)
+    one = Patches(torch.ones(1, 3, 4, 4), torch.ones(2, 3, 2, 2), zeros[:, 0], zeros)
+    return [one, one], zeros
+
+
+@pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": torch.ones(6)}, "scale and shift come together"),
+        ({"scale": torch.ones(5), "shift": torch.ones(5)}, "has 5 elements; expected 6"),
+        ({"scale": torch.ones(6).double(), "shift": torch.ones(6)}, "another device, type"),
+        ({"size": (1,)}, "size has 2 numbers"),
+        ({"read_offset": torch.zeros(3, 2, dtype=torch.int64)}, "rows for other windows"),
+    ],
+)
+def test_bad_arguments(change: dict[str, Any], message: str) -> None:
+    sources, zeros = two()
+    call = {"read_offset": zeros, "scale": None, "shift": None, "size": (2, 2), **change}
+    with pytest.raises(RuntimeError, match=message):
+        join_patches(sources, **call)
+
+
+def test_nan_stays() -> None:
+    sources, zeros = two()
+    sources[0].patch[1, 1, 0, 1] = torch.nan
+    out = join_patches(sources, zeros, torch.ones(6), torch.ones(6), (3, 3), low=0.0)
+    assert out[1, 1, 0, 1].isnan()
+    assert out[1, 4, 0, 1].isnan()  # the same patch again
+    assert out.isnan().sum() == 2
+
+
+class Dense(nn.Module):
+    """DenseNet's layers: each reads what all before it have made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16 + 12 * i) for i in range(4))
+        self.layers = nn.ModuleList(nn.Conv2d(16 + 12 * i, 12, 3, padding=1) for i in range(4))
+        for norm in self.norms:
+            nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [self.stem(x)]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            made.append(layer(F.relu(norm(torch.cat(made, 1)))))
+        return self.head(torch.cat(made, 1).mean((2, 3)))
+
+
+def test_maps_are_captums() -> None:
+    torch.manual_seed(0)
+    network = Dense().eval()
+    x = torch.randn(2, 3, 40, 44)
+    windows: dict[str, Any] = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 4, 4)}
+    krypton = KryptonOcclusion(network)
+    expected = Occlusion(network).attribute(x, target=1, perturbations_per_eval=8, **windows)
+    torch.testing.assert_close(krypton.attribute(x, target=1, **windows), expected)
+    plan = str(krypton.explain(x, target=1, **windows))
+    assert "cat+batch_norm+clamp" in plan
+    assert "native_batch_norm" not in plan
+    if panel_size():
+        assert "joining" in plan
