@@ -135,7 +135,7 @@ def _fold_batch_norms(graph: Graph) -> None:
     producers, users = graph.producers(), graph.users()
     folded_norms: set[int] = set()
     for node in graph.nodes:
-        if node.name not in _BATCH_NORMS or any(users.get(v) for v in node.outputs[1:]):
+        if not _is_scale(node) or any(users.get(v) for v in node.outputs[1:]):
             continue
         named = node.bound()
         source = node.operands()[0]
@@ -149,11 +149,20 @@ def _fold_batch_norms(graph: Graph) -> None:
     graph.nodes[:] = [node for node in graph.nodes if id(node) not in folded_norms]
 
 
+def _is_scale(node: Node) -> bool:
+    """Whether an operator is a batch norm with given statistics."""
+    if node.name not in _BATCH_NORMS:
+        return False
+    named = node.bound()
+    given = all(isinstance(named.get(name), Value) for name in ("running_mean", "running_var"))
+    return given and not named.get("training", False)
+
+
 def _scale_by_batch_norms(graph: Graph) -> None:
     """Makes a scale and a shift for each channel of the batch norms that are left."""
     users = graph.users()
     for i, node in enumerate(graph.nodes):
-        if node.name not in _BATCH_NORMS or any(users.get(v) for v in node.outputs[1:]):
+        if not _is_scale(node) or any(users.get(v) for v in node.outputs[1:]):
             continue
         source, *statistics = node.operands()
         dtype = graph.dtypes[source]
