@@ -23,6 +23,7 @@ BEGIN, END = "<!-- speed table: python examples/_tables.py -->", "<!-- end of sp
 # Maps are equal where they differ by less than this share of the largest attribution, or by no
 # more than a few times what float32 itself is off, against float64, in a plain forward pass.
 TOLERANCE, ROUNDING = 1e-4, 8
+_NOTHING = "*No measurement is committed yet.*"
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -140,7 +141,7 @@ def speed_table(results: list[dict[str, Any]]) -> str:
         f"{_table(titles, [cells(result) for result in group])}\n\nMeasured on: {where}."
         for where, group in machines.items()
     ]
-    return "\n\n".join(parts) if parts else "*No measurement is committed yet.*"
+    return "\n\n".join(parts) if parts else _NOTHING
 
 
 def detail_table(results: list[dict[str, Any]]) -> str:
@@ -152,6 +153,9 @@ def detail_table(results: list[dict[str, Any]]) -> str:
         "peak, MiB": "--:",
         "Captum's, MiB": "--:",
         "share": "--:",
+        "rise, MiB": "--:",
+        "Captum's, MiB ": "--:",
+        "share ": "--:",
         "naive error": "--:",
         "our error": "--:",
         "ratio": "--:",
@@ -164,7 +168,9 @@ def detail_table(results: list[dict[str, Any]]) -> str:
         ours, equality = result["sides"]["krypton"], result["equality"]
         report = ours["report"]
         peak, captum = ours["memory_peak_mib"], ours["captum_memory_peak_mib"]
-        naive, own = equality["naive_error"], equality["krypton_error"]
+        rise = peak - ours["memory_before_mib"]
+        captum_rise = captum - result["sides"]["captum"]["memory_before_mib"]
+        naive, own = equality["naive_rms"], equality["krypton_rms"]
         return [
             result["model"],
             f"{result['window']}/{result['stride']}",
@@ -172,6 +178,9 @@ def detail_table(results: list[dict[str, Any]]) -> str:
             f"{peak:.0f}",
             f"{captum:.0f}",
             f"{peak / captum:.2f}",
+            f"{rise:.0f}",
+            f"{captum_rise:.0f}",
+            f"{rise / captum_rise:.2f}",
             f"{naive:.1e}",
             f"{own:.1e}",
             f"{own / naive:.1f}",
@@ -180,7 +189,7 @@ def detail_table(results: list[dict[str, Any]]) -> str:
             f"{ours.get('capture_seconds', ours['first_seconds']) - ours['seconds']:.1f}",
         ]
 
-    return _table(titles, [cells(result) for result in results])
+    return _table(titles, [cells(result) for result in results]) if results else _NOTHING
 
 
 def profile_table(results: list[dict[str, Any]]) -> str:
@@ -192,6 +201,7 @@ def profile_table(results: list[dict[str, Any]]) -> str:
     """
     titles = {
         "network": "---",
+        "window/stride": "--:",
         "map, s": "--:",
         "predicted, s": "--:",
         "limit, s": "--:",
@@ -199,6 +209,7 @@ def profile_table(results: list[dict[str, Any]]) -> str:
         "direct": "--:",
         "depthwise": "--:",
         "pooling": "--:",
+        "joining": "--:",
         "linear": "--:",
         "other operators": "--:",
     }
@@ -218,13 +229,14 @@ def profile_table(results: list[dict[str, Any]]) -> str:
 
         return [
             result["model"],
+            f"{result['window']}/{result['stride']}",
             f"{result['seconds']:.2f}",
             f"{result['predicted_seconds']:.2f}",
             f"{total / result['peak']:.2f}",
-            *(share(kind) for kind in list(titles)[4:]),
+            *(share(kind) for kind in list(titles)[5:]),
         ]
 
-    return _table(titles, [cells(result) for result in results])
+    return _table(titles, [cells(result) for result in results]) if results else _NOTHING
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -289,16 +301,31 @@ def approximation_page() -> str:
     )
 
 
-def comparisons() -> list[dict[str, Any]]:
-    """Every committed result of `compare_with_captum.py`, by file name."""
-    return [json.loads(file.read_text()) for file in sorted((DATA / "comparisons").glob("*.json"))]
+def comparisons(
+    windows: str = "16-8", *, threads: int = 2, large: bool = False
+) -> list[dict[str, Any]]:
+    """The committed results of `benchmark.py`, by network.
+
+    Args:
+        windows: side and stride, such as `16-8`, or `total-16` for sixteen windows in all.
+        threads: CPU threads.
+        large: those of images with sides of 448 pixels, instead of what the networks expect.
+    """
+    files = sorted((DATA / "benchmark").glob(f"*_{windows}_threads-{threads}.json"))
+    results = [json.loads(file.read_text()) for file in files]
+    return [result for result in results if (result["size"] == 448) is large]
+
+
+def profiles() -> list[dict[str, Any]]:
+    """The committed results of `benchmark.py --profile`, by network."""
+    return [json.loads(file.read_text()) for file in sorted((DATA / "profiles").glob("*.json"))]
 
 
 def networks_page() -> str:
     """The measured part of the documentation's page on networks."""
     file = DATA / "networks.json"
     if not file.exists():
-        return "*No measurement is committed yet.*"
+        return _NOTHING
     result = json.loads(file.read_text())
     rows = result["networks"]
     equal = sum(verdict(row) == "equal" for row in rows)
