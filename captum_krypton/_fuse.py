@@ -20,7 +20,7 @@ __all__ = ["fused"]
 
 
 def fused(analysis: Analysis) -> Graph:
-    """An equivalent graph whose convolutions add to what they make, and activate it."""
+    """An equivalent graph in which blocks stand for several operators where that can be."""
     graph = analysis.graph
     local = [
         node for node, rule in zip(graph.nodes, analysis.rules, strict=True) if rule is not None
@@ -106,13 +106,18 @@ def _join(
 
 
 def _along_channels(analysis: Analysis, node: Node) -> bool:
-    """Whether a concatenation is one of channels, of local values that are alike otherwise."""
+    """Whether a concatenation is one of channels, of local values of one floating-point type."""
     graph = analysis.graph
     dim = node.args[1] if len(node.args) > 1 else 0
-    kinds = {analysis.kinds[value] for value in node.operands()}
+    if dim % len(graph.shapes[node.outputs[0]]) != 1:
+        return False
     types = {graph.dtypes[value] for value in node.operands()}
-    channels = dim % len(graph.shapes[node.outputs[0]]) == 1
-    return channels and kinds == {Kind.LOCAL} and len(types) == 1
+    return (
+        len(types) == 1
+        and types.pop().is_floating_point
+        and all(analysis.kinds[value] is Kind.LOCAL for value in node.operands())
+        and all(1 not in analysis.dims[value] for value in node.operands())
+    )
 
 
 def _sole_user(graph: Graph, users: dict[ValueId, list[Node]], node: Node) -> Node | None:

@@ -2,7 +2,8 @@
 
 Transformers and ConvNeXt keep channels last and multiply by linear layers. As convolutions of one
 tap they run by the compiled kernels, which compute the cells that a window reaches and no others,
-and add and clamp what they make. In memory nothing moves: volumes have their channels last anyhow.
+and take the sum and the activation that follow along. In memory nothing moves: volumes have their
+channels last anyhow.
 """
 
 from __future__ import annotations
@@ -164,7 +165,10 @@ def _order(graph: Graph, node: Node) -> tuple[int, ...] | None:
 
 
 def _fold_scales(graph: Graph) -> None:
-    """Lets a convolution make what a product with a number for each channel makes of its output."""
+    """Lets a convolution make what a product with a number for each channel makes of its output.
+
+    ConvNeXt scales its blocks so; of other convolutions the same is true.
+    """
     producers, users = graph.producers(), graph.users()
     folded: set[int] = set()
     for node in graph.nodes:
@@ -176,9 +180,12 @@ def _fold_scales(graph: Graph) -> None:
         if len(scales) != 1 or len(users[sources[0]]) != 1 or sources[0] == graph.output:
             continue
         conv, scale = producers.get(sources[0]), graph.constants[scales[0]]
-        channels = graph.shapes[node.outputs[0]][1:2]
-        of_channels = scale.dim() in (3, 4) and tuple(scale.shape[-3:]) == (*channels, 1, 1)
-        if conv is None or not of_channels or scale.numel() != channels[0]:
+        shape, dtype = graph.shapes[node.outputs[0]], graph.dtypes[node.outputs[0]]
+        if conv is None or len(shape) != 4 or {graph.dtypes[v] for v in operands} != {dtype}:
+            continue
+        if scale.dim() not in (3, 4) or scale.shape[-3:] != (shape[1], 1, 1):
+            continue
+        if scale.numel() != shape[1]:
             continue
         if fold_scale(graph, conv, scale.reshape(-1).double(), None, node.outputs[0]):
             producers[node.outputs[0]] = conv

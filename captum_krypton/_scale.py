@@ -33,6 +33,8 @@ def fold_scale(
     weight = graph.constants[call["weight"].id]
     if weight.dtype not in (torch.float32, torch.float64):
         return False  # folded weights would be rounded once more
+    if scale.numel() != len(weight):
+        return False
     folded = weight.double() * scale.reshape(-1, *([1] * (weight.dim() - 1)))
     new_weight = graph.new_value(tuple(weight.shape), weight.dtype)
     graph.constants[new_weight] = folded.to(weight.dtype)

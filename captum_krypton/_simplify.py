@@ -1,9 +1,10 @@
 """Rewrites a captured graph into one that is cheaper to run and means the same.
 
 Linear layers over a last dimension come back from the flattened products that ATen makes of them,
-batch norms with constant statistics are folded into the convolution before them, of what only one
-index is read (a class token) the rest is not computed, and views become reshapes, so that patches
-may have any memory layout.
+and those over channels become convolutions. Batch norms with constant statistics are folded into
+the convolution before them, or become a scale and a shift. Of what only one index is read (a class
+token) the rest is not computed. Copies go, and views become reshapes, so that patches may have any
+memory layout.
 """
 
 from __future__ import annotations
@@ -124,6 +125,8 @@ def _restore_bias(graph: Graph) -> None:
         bias = [value for value in add.operands() if value in graph.constants]
         shapes = [graph.shapes[value] for value in bias]
         if add.kwargs or len(add.args) != 2 or shapes != [graph.shapes[output][-1:]]:
+            continue
+        if len({graph.dtypes[v] for v in (bias[0], output, *add.outputs)}) > 1:
             continue
         node.args, node.outputs = (*node.args[:2], Value(bias[0])), add.outputs
         gone.add(id(add))

@@ -120,10 +120,12 @@ struct Bits<Vector> {
   typedef uint32_t Type __attribute__((vector_size(KRYPTON_LANES * sizeof(uint32_t))));
 };
 
-// e^x by Cody and Waite's reduction, x = n ln 2 + r, and the first terms of the series of e^r.
+// e^x, infinite from 88 on, by Cody and Waite's reduction, x = n ln 2 + r, and the first terms of
+// the series of e^r.
 template <typename V>
 KRYPTON_INLINE V exponential(V x) {
   constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const V large = x;
   clamp(x, -87.0F, 88.0F);
   const V shifted = x * 1.44269504F + kMagic;
   const V n = shifted - kMagic;
@@ -140,7 +142,8 @@ KRYPTON_INLINE V exponential(V x) {
   power = (power - 0x4B400000U + 127U) << 23;
   V scale;
   __builtin_memcpy(&scale, &power, sizeof(V));
-  return sum * scale;
+  const V found = sum * scale;
+  return large > 88.0F ? V{} + __builtin_inff() : found;
 }
 
 // The error function: x P(x^2) / Q(x^2), fitted on [-4, 4], where it ends within float32's

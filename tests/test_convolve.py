@@ -349,10 +349,10 @@ def test_activations_are_as_exact_as_torchs(activation: str) -> None:
     off = ((made - exact) / x.abs().clamp_min(1e-3)).abs().max()
     own = ((function(x) - exact) / x.abs().clamp_min(1e-3)).abs().max()
     assert off <= own + 2 * EPSILON
-    odd = torch.tensor([torch.nan, torch.inf]).reshape(1, 1, 1, 2).repeat(1, 19, 1, 1)
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, -1e38, -100.0]).repeat(1, 19, 1, 1)
     source = source._replace(base=odd, patch=odd)
     each = pack_weight(torch.ones(19, 1, 1, 1), groups=19)
-    made = convolve_patches(source, source.patch_offset, each, None, (1, 2), activation=activation)
+    made = convolve_patches(source, source.patch_offset, each, None, (1, 5), activation=activation)
     torch.testing.assert_close(made, function(odd), equal_nan=True)
 
 

@@ -150,13 +150,21 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_profile() -> None:
+def test_profile(tmp_path: Path) -> None:
     done = run_example(
-        "benchmark.py", "--profile=squeezenet1_1", "--sizes=64", "--windows=16/16", "--threads=1"
+        "benchmark.py",
+        "--profile=squeezenet1_1",
+        "--sizes=64",
+        "--windows=16/16",
+        "--threads=1",
+        f"--json-folder={tmp_path}",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].endswith("ms predicted  ms measured")
-    assert re.search(r"the map took \d+\.\d+ s; predicted: \d+\.\d+ s", done.stdout)
+    assert "| squeezenet1_1 | 16/16 |" in done.stdout
+    result = json.loads((tmp_path / "squeezenet1_1.json").read_text())
+    assert result["peak"] > 0
+    assert sum(row["measured"] for row in result["operators"]) <= result["seconds"] * 2
 
 
 @pytest.mark.slow

@@ -110,6 +110,16 @@ SIDE_BY_SIDE: dict[
         [],
         1,
     ),
+    "whole numbers": (
+        lambda x: torch.cat([(9 * x).long(), (5 * x).long()], 1).relu().double(),
+        [],
+        1,
+    ),
+    "channels last, along the rows": (
+        lambda x: torch.cat([x.permute(0, 2, 3, 1), x.permute(0, 2, 3, 1).sin()], 1).relu(),
+        [],
+        1,
+    ),
     "a norm that a convolution makes": (lambda x: NORM(FIRST(x)), [], 0),
 }
 

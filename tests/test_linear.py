@@ -30,7 +30,7 @@ def image() -> Tensor:
 def rewritten(forward: Callable[[Tensor], Tensor]) -> Graph:
     graph = simplified(captured(forward, image()))
     with torch.no_grad():
-        torch.testing.assert_close(run(graph, image()), forward(image()))
+        torch.testing.assert_close(run(graph, image()), forward(image()), rtol=1e-5, atol=1e-5)
     return graph
 
 
@@ -108,6 +108,33 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "a number for each column": lambda x: first(SQUARE(last(x))) * (1 + torch.arange(7.0)),
     "what the input makes": lambda x: (y := first(SQUARE(last(x)))) * y.mean((2, 3), keepdim=True),
 }
+
+
+OTHER_TYPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a scale": lambda x: (SQUARE(last(x)) * SCALE.double()).mean((1, 2)),
+    "a scale of channels first": lambda x: first(SQUARE(last(x))) * SCALE.double()[:, None, None],
+    "a bias": lambda x: F.linear(last(x), SQUARE.weight) + SCALE.double(),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_TYPES)
+def test_a_wider_constant_widens_the_result(what: str) -> None:
+    rewritten(lambda x: OTHER_TYPES[what](CONV(x)))
+
+
+def test_a_scale_of_depth_is_none_of_channels() -> None:
+    spread = nn.Conv3d(1, 3, 3, padding=1)
+
+    def forward(x: Tensor) -> Tensor:
+        volume = first(F.linear(last(x), SQUARE.weight[:3, :3])).unsqueeze(1)
+        return spread(volume) * torch.arange(1.0, 4)[:, None, None]
+
+    assert "mul" in names(rewritten(forward))
+
+
+def test_a_scale_that_spreads_one_channel_stays() -> None:
+    network = nn.Linear(3, 1)
+    assert "mul" in names(rewritten(lambda x: first(network(last(x))) * SCALE[:, None, None]))
 
 
 @pytest.mark.parametrize("what", SCALES)

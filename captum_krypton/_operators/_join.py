@@ -1,4 +1,4 @@
-"""The rules for concatenations, and for what is done to all channels alike."""
+"""The rules for concatenations, and for a scale and a shift of every channel."""
 
 from __future__ import annotations
 
