@@ -305,6 +305,7 @@ def fastest_batch(
             best[batch] = min(seconds, best.get(batch, math.inf))
             if seconds > 1.5 * min(best.values()):
                 break  # larger ones only page-fault more
+        candidates = tuple(batch for batch in best if best[batch] < 1.2 * min(best.values()))
     return min(best, key=lambda batch: best[batch])
 
 
