@@ -1014,6 +1014,8 @@ KRYPTON_INLINE void run_columns(const Columns& run, int64_t count, const Kind& k
       return run_outputs<5, 1>(run, count, kind);
     case 52:
       return run_outputs<5, 2>(run, count, kind);
+    case 71:
+      return run_outputs<7, 1>(run, count, kind);
     default:
       return run_outputs<0, 0>(run, count, kind);
   }
