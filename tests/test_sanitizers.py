@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = os.environ.get("CXX", "c++")
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1"
-TESTS = ("test_arena.py", "test_convolve.py", "test_pool.py", "test_gather.py")
+TESTS = ("test_arena.py", "test_convolve.py", "test_join.py", "test_pool.py", "test_gather.py")
 
 
 def libraries() -> list[str]:
