@@ -35,9 +35,11 @@ def fused(analysis: Analysis) -> Graph:
     gone: set[int] = set()
     for make, nodes in ((_convolution, convolutions), (_join, local)):
         for node in nodes:
-            found = None if id(node) in gone else make(analysis, users, gone, node)
-            if found is not None and len(found[1]) > 1:
-                block, chain = found
+            found = make(analysis, users, node)
+            if found is None:
+                continue
+            block, chain = found
+            if len(chain) > 1 and gone.isdisjoint(map(id, chain)):
                 gone.update(map(id, chain))
                 blocks[id(chain[-1])] = block
     left = [
@@ -49,7 +51,7 @@ def fused(analysis: Analysis) -> Graph:
 
 
 def _convolution(
-    analysis: Analysis, users: dict[ValueId, list[Node]], gone: set[int], node: Node
+    analysis: Analysis, users: dict[ValueId, list[Node]], node: Node
 ) -> tuple[Node, list[Node]]:
     """The block that starts with a convolution, and the nodes that it stands for."""
     graph = analysis.graph
@@ -57,7 +59,7 @@ def _convolution(
     low, high, activation = -math.inf, math.inf, "none"
     chain = [node]
     user = _sole_user(graph, users, chain[-1])
-    if user is not None and id(user) not in gone:
+    if user is not None:
         residual = _added(analysis, chain[-1].outputs[0], user)
         if residual is not None:
             chain.append(user)
@@ -79,7 +81,7 @@ def _convolution(
 
 
 def _join(
-    analysis: Analysis, users: dict[ValueId, list[Node]], gone: set[int], node: Node
+    analysis: Analysis, users: dict[ValueId, list[Node]], node: Node
 ) -> tuple[Node, list[Node]] | None:
     """The block that starts with a concatenation of channels, or with a norm alone."""
     graph = analysis.graph

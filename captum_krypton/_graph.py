@@ -14,9 +14,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BatchInt", "Graph", "Node", "Value", "ValueId", "map_arguments", "resolve"]
+__all__ = [
+    "BatchInt",
+    "Graph",
+    "Node",
+    "Value",
+    "ValueId",
+    "is_pointwise",
+    "map_arguments",
+    "resolve",
+]
 
 ValueId = int
+
+# Point operators that torch does not tag as such.
+_POINT = {
+    f"aten.{name}"
+    for name in (
+        "_to_copy",
+        "clone",
+        "copy",
+        "fill",
+        "zero",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "celu",
+        "elu",
+        "gelu",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "leaky_relu",
+        "log_sigmoid_forward",
+        "mish",
+        "nan_to_num",
+        "_prelu_kernel",
+        "relu",
+        "relu6",
+        "selu",
+        "silu",
+        "softplus",
+        "softshrink",
+        "hardshrink",
+        "threshold",
+        "clamp",
+        "where",
+        "masked_fill",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+        "erf",
+        "isnan",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +134,12 @@ class Node:
             elif argument.has_default_value():
                 named[argument.name] = argument.default_value
         return named
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether every output cell depends on the operand cells that broadcast to it alone."""
+    tags = getattr(node.op, "tags", ())
+    return torch.Tag.pointwise in tags or node.name in _POINT
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ._graph import BatchInt, Graph, Node, Value, ValueId, map_arguments
+from ._graph import BatchInt, Graph, Node, Value, ValueId, is_pointwise, map_arguments
 from ._scale import fold_scale
 
 __all__ = ["as_convolutions"]
@@ -44,12 +44,6 @@ def _is_volume(graph: Graph, value: ValueId) -> bool:
     rows, *sizes = graph.shapes[value] or (1,)
     plain = all(isinstance(size, int) and size > 1 for size in sizes[:2])
     return rows == BatchInt(1, 0) and len(sizes) == 3 and plain
-
-
-def _is_pointwise(node: Node) -> bool:
-    """Whether an operator without attributes treats every number alike."""
-    tags = getattr(node.op, "tags", ())
-    return torch.Tag.pointwise in tags or node.name in ("aten.gelu", "aten.silu", "aten.relu")
 
 
 class _Rewriting:
@@ -109,7 +103,7 @@ class _Rewriting:
         """
         operands = node.operands()
         output = node.outputs[0]
-        if not _is_pointwise(node) or len(node.outputs) > 1 or node.kwargs or not operands:
+        if not is_pointwise(node) or len(node.outputs) > 1 or node.kwargs or not operands:
             return False
         shape = self.graph.shapes[output]
         same = all(self.graph.shapes[value] == shape for value in operands)

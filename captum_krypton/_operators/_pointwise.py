@@ -6,54 +6,13 @@ from typing import Any
 
 import torch
 
-from .._graph import Node
+from .._graph import Node, is_pointwise
 from ._rule import Dims, Kind, PatchRule, Rule, View, batch_rows
 
 __all__ = ["across_dims", "batch_norm", "layer_norm", "linear", "pointwise"]
 
 aten = torch.ops.aten
 
-# Point operators that torch does not tag as such.
-_POINT = {
-    f"aten.{name}"
-    for name in (
-        "_to_copy",
-        "clone",
-        "copy",
-        "fill",
-        "zero",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "celu",
-        "elu",
-        "gelu",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "log_sigmoid_forward",
-        "mish",
-        "nan_to_num",
-        "_prelu_kernel",
-        "relu",
-        "relu6",
-        "selu",
-        "silu",
-        "softplus",
-        "softshrink",
-        "hardshrink",
-        "threshold",
-        "clamp",
-        "where",
-        "masked_fill",
-        "addcmul",
-        "addcdiv",
-        "lerp",
-        "erf",
-        "isnan",
-    )
-}
 _IN_PLACE = {
     "aten.relu": aten.relu_.default,
     "aten.silu": aten.silu_.default,
@@ -66,12 +25,6 @@ _IN_PLACE = {
     "aten.mul": aten.mul_.Tensor,
     "aten.sub": aten.sub_.Tensor,
 }
-
-
-def is_pointwise(node: Node) -> bool:
-    """Whether every output cell depends on the operand cells that broadcast to it alone."""
-    tags = getattr(node.op, "tags", ())
-    return torch.Tag.pointwise in tags or node.name in _POINT
 
 
 def pointwise(node: Node, view: View) -> Rule | None:

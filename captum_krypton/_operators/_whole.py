@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .._graph import Node, ValueId
+from .._graph import Node, ValueId, is_pointwise
 from .._regions import Reach, everywhere
-from ._pointwise import is_pointwise
 from ._rule import Dims, Group, Rule, Step, View, batch_rows, whole_step
 
 __all__ = ["read_by_kernels", "whole"]

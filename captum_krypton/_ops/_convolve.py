@@ -82,8 +82,7 @@ class PackedWeight:
 
 def panel_size() -> int:
     """Output channels in a panel of packed weights; 0 where there are no compiled kernels."""
-    if "cpu" not in _loader.ready:
-        _loader.load()
+    _loader.prepare()
     if not _loader.has_kernels():
         return 0
     found: int = torch.ops.captum_krypton.panel_size.default()
@@ -231,8 +230,7 @@ def convolve_patches(
     Returns:
         The output patches, (B, K, *size), float32, channels-last.
     """
-    if "cpu" not in _loader.ready:
-        _loader.load()
+    _loader.prepare()
     base, patch, _, offset, extent = (None,) * 5 if residual is None else residual
     result: Tensor = torch.ops.captum_krypton.convolve_patches.default(
         *source,

@@ -95,8 +95,7 @@ def gather_patches(
             `KRYPTON_BACKEND=cpp` asks for the compiled kernel and it cannot be loaded.
     """
     device = "cuda" if base.is_cuda else "cpu"
-    if device not in _loader.ready:
-        _loader.load(device)
+    _loader.prepare(device)
     shape, patch_shape, rank = base.shape, patch.shape, base.dim() - 2
     windows = patch_shape[0] if patch_shape else -1
     offset_shape = (windows, rank)

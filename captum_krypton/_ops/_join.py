@@ -68,8 +68,7 @@ def join_patches(
     Returns:
         The output patches, (B, K, *size), float32, channels-last.
     """
-    if "cpu" not in _loader.ready:
-        _loader.load()
+    _loader.prepare()
     result: Tensor = torch.ops.captum_krypton.join_patches.default(
         [source.base for source in sources],
         [source.patch for source in sources],

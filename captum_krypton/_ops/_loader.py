@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["BackendInfo", "KryptonBackendWarning", "backend_info", "has_kernels", "load", "ready"]
+__all__ = ["BackendInfo", "KryptonBackendWarning", "backend_info", "has_kernels", "load", "prepare", "ready"]
 
 ready: set[str] = set()
 """Where `load` has nothing left to do: kernels check it instead of calling `load` each time."""
@@ -135,6 +135,12 @@ def backend_info(device: str = "cpu") -> BackendInfo:
 def has_kernels() -> bool:
     """Whether compiled kernels run on the CPU, after loading them."""
     return load().path is not None
+
+
+def prepare(device: str = "cpu") -> None:
+    """`load`, where it has not been done: what every kernel's wrapper calls first."""
+    if device not in ready:
+        load(device)
 
 
 def load(device: str = "cpu") -> _Search:

@@ -54,8 +54,7 @@ def pool_patches(
     Returns:
         The output patches, (B, C, *size), float32, channels-last.
     """
-    if "cpu" not in _loader.ready:
-        _loader.load()
+    _loader.prepare()
     result: Tensor = torch.ops.captum_krypton.pool_patches.default(
         *source, read_offset, size, output_extent, kernel, stride, dilation, maximum, divisor
     )
