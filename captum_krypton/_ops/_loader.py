@@ -28,7 +28,15 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["BackendInfo", "KryptonBackendWarning", "backend_info", "has_kernels", "load", "prepare", "ready"]
+__all__ = [
+    "BackendInfo",
+    "KryptonBackendWarning",
+    "backend_info",
+    "has_kernels",
+    "load",
+    "prepare",
+    "ready",
+]
 
 ready: set[str] = set()
 """Where `load` has nothing left to do: kernels check it instead of calling `load` each time."""
