@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ._arguments import ArgumentError, Call
+from ._base import Base
 from ._compile import Compiled, window_axes
 from ._drilldown import DrillDown, drill_down
-from ._execute import Base, Execution, Selection
+from ._execute import Execution
+from ._group import Selection
 from ._plan import Plan
 from ._refine import LEAST_WINDOWS, Budget, Growth, grow
 from ._regions import Floats, Mask
@@ -69,6 +71,14 @@ class Approximation:
     def grows(self) -> bool:
         """Whether windows are run until the map is good enough."""
         return self.quality is not None or self.budget is not None
+
+    def is_enough(self, made: Approximate, seconds: float) -> bool:
+        """Whether a growing map is as good as wanted, or has taken as long as it may."""
+        (quality,) = made.quality or (0.0,)
+        if self.quality is not None and quality >= self.quality:
+            return True
+        limit = None if self.budget is None else self.budget.seconds
+        return limit is not None and seconds >= limit
 
     def check(self, call: Call) -> None:
         """Raises an `ArgumentError` where the windows of a call cannot be approximated so."""
@@ -197,14 +207,11 @@ def _grown(
     maps = []
     for image in range(windows.images.stop - windows.images.start):
         started, made = time.perf_counter(), None
-        with closing(growing(approximation, windows, plan, reference, image)) as stages:
+        memory = windows.executions[1.0].memory
+        stages = growing(approximation, windows, plan, reference, image, memory)
+        with closing(stages):
             for made in stages:
-                (quality,) = made.quality or (0.0,)
-                if approximation.quality is not None and quality >= approximation.quality:
-                    break
-                budget = approximation.budget
-                spent = time.perf_counter() - started
-                if budget is not None and budget.seconds is not None and spent >= budget.seconds:
+                if approximation.is_enough(made, time.perf_counter() - started):
                     break
         assert made is not None
         windows.advance(int((~made.known).sum()))
@@ -218,12 +225,22 @@ def growing(
     plan: Plan,
     reference: Tensor,
     image: int,
+    memory: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[Approximate, None, None]:
     """Ever better maps of one of the images.
 
     With a threshold, the thresholded map comes first, and windows that are run exactly correct it.
     Windows that differ along other dimensions than the window axes, such as channels, are run
     together.
+
+    Args:
+        approximation: how the map may differ from the exact one.
+        windows: runs windows.
+        plan: the plan for the approximation's threshold.
+        reference: the outcome of the untouched images, (images, outputs...).
+        image: which of the images.
+        memory: keeps the memory of batches while windows are run exactly; not for a caller who
+            does other things in between.
     """
     grid, images = plan.grid, windows.images.stop - windows.images.start
     axes = tuple(axis for axis in plan.axes if grid.counts[axis] > 1)
@@ -269,7 +286,7 @@ def growing(
     limit = None if approximation.budget is None else approximation.budget.windows
     limit = None if limit is None else limit // copies
     found = grow(counts, spacing, run, shown, limit, approximation.quality, prior)
-    with windows.executions[1.0].memory():  # after the threshold's run, which has its own
+    with memory():  # after the threshold's run, which has its own
         yield from map(told, found)
 
 

@@ -24,6 +24,7 @@ from ._ops import PackedWeight, panel_size
 from ._plan import Plan, make_plan
 from ._rates import rates_of
 from ._recorder import NotCapturable
+from ._resident import Residents
 from ._simplify import simplified
 from ._windows import WindowGrid
 
@@ -46,6 +47,7 @@ class Compiled:
         self.last = channels_last(first)
         self.constants = prepare_constants(self.graph, self.last)
         self.graph.constants = self.constants  # else every weight is there in two layouts
+        self.residents = Residents()
         self.packs: dict[tuple[ValueId, Algorithm], PackedWeight] = {}
         self.checked: set[tuple[Any, ...]] = set()
         self.notes: dict[tuple[Any, ...], list[Any]] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._arguments import ArgumentError
 from ._coarse import CoarseGrid
-from ._execute import Selection
+from ._group import Selection
 from ._regions import Floats
 
 __all__ = ["DrillDown", "drill_down"]

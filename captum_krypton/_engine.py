@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ import torch
 from captum._utils.common import _run_forward, _select_targets
 from torch import Tensor
 
-from ._approximate import Approximate, Approximation, Windows, approximate
+from ._approximate import Approximate, Approximation, Windows, approximate, growing
 from ._arguments import Call, Predicted
 from ._capture import watched
+from ._check import Noise, Stale, checked_windows
 from ._compile import CompileCache, Compiled, default_memory_budget, signature
-from ._execute import Execution, RunStatistics
+from ._execute import Execution
+from ._group import RunStatistics
 from ._heatmap import OcclusionMap, Report, map_of
 from ._naive import FewWindows, devices_of, naive_scores
 from ._ops import backend_info
@@ -29,9 +31,6 @@ from ._recorder import NotCapturable
 
 __all__ = ["Engine", "Fallback"]
 
-# How much farther from the forward function than on checked windows the graph may be on the
-# untouched input.
-_LOOSE = 100.0
 _MOST_ROWS = {"cpu": 64}
 _MOST_ROWS_ELSEWHERE = 256
 
@@ -49,8 +48,20 @@ class Fallback(Exception):
         self.quiet = quiet
 
 
-class _Stale(Exception):
-    """The graph and the forward function give different outcomes for the untouched input."""
+@dataclass(frozen=True)
+class _Work:
+    """What maps are made from.
+
+    Attributes:
+        compiled: the captured model.
+        output: the forward function's output for the untouched inputs.
+        reference: the outcome of the untouched inputs, by their `target`.
+    """
+
+    compiled: Compiled
+    output: Tensor
+    reference: Tensor
+    target: Any
 
 
 class Engine:
@@ -61,6 +72,7 @@ class Engine:
         memory_budget: bytes for activations, or None for a share of the free memory.
         winograd: whether 3 x 3 convolutions may run by Winograd's algorithm.
         self_check: whether the first map of a graph is compared with the forward function.
+        cuda_graphs: whether batches on a GPU are captured and replayed.
     """
 
     def __init__(
@@ -69,9 +81,10 @@ class Engine:
         memory_budget: int | None,
         winograd: bool,
         self_check: bool,
+        cuda_graphs: bool,
     ) -> None:
         self.forward, self.memory_budget = forward, memory_budget
-        self.winograd, self.self_check = winograd, self_check
+        self.winograd, self.self_check, self.cuda_graphs = winograd, self_check, cuda_graphs
         self.cache = CompileCache()
         self.few = FewWindows(forward)
 
@@ -102,31 +115,75 @@ class Engine:
                 maps = self.few.maps(call, show_progress)
                 if maps is not None:
                     return maps
-            compiled = self._compiled(call)
-            approximation.check_model(compiled)
-            fresh = not compiled.notes
-            output, notes = self._reference(call, compiled)
-            key = (call.examples, call.inputs[0].is_inference(), torch.is_inference_mode_enabled())
-            if not fresh and compiled.notes.get(key) != notes:
-                before, compiled = compiled, self._compiled(call, renew=True)
-                approximation.check_model(compiled)
-                if key not in before.notes and compiled.capture.says_the_same_as(before.capture):
-                    compiled.notes, compiled.checked = before.notes, before.checked
-            compiled.notes[key] = notes
-            target = resolve_target(output, call.target)
-            reference = _select_targets(output, target)
-            ran = [] if ran is None else ran
-            rest = (output, reference, target, show_progress, approximation, started, ran)
+            work = self._untouched(call, approximation)
+            timed, ran = ran is not None, [] if ran is None else ran
+            rest = (show_progress, approximation, timed, started, ran)
             try:
-                return self._run(call, compiled, *rest)
-            except _Stale:
-                compiled = self._compiled(call, renew=True)
-                approximation.check_model(compiled)
-                compiled.notes[key] = notes
+                return self._run(call, work, *rest)
+            except Stale:
+                work = self._renewed(call, work, approximation)
             try:
-                return self._run(call, compiled, *rest)
-            except _Stale as stale:
+                return self._run(call, work, *rest)
+            except Stale as stale:
                 raise Fallback(str(stale)) from None
+
+    def growing(
+        self, call: Call, approximation: Approximation
+    ) -> Generator[OcclusionMap, None, None]:
+        """Ever better maps of one image, the last one exact or as good as was asked for.
+
+        Args:
+            call: the checked arguments: one input, one example.
+            approximation: what the maps begin with and where they end.
+
+        Raises:
+            Fallback: where the forward function must be run itself, for every window.
+        """
+        started = time.perf_counter()
+        approximation.check(call)
+        _refuse(call)
+        with _untouched_random_state(call):
+            work = self._untouched(call, approximation)
+            try:
+                stages = self._stages(call, work, approximation, started)
+                first = next(stages)
+            except Stale:
+                work = self._renewed(call, work, approximation)
+                stages = self._stages(call, work, approximation, started)
+                try:
+                    first = next(stages)
+                except Stale as stale:
+                    raise Fallback(str(stale)) from None
+        yield first
+        while True:
+            with _untouched_random_state(call):  # what the caller draws in between stays drawn
+                following = next(stages, None)
+            if following is None:
+                return
+            yield following
+
+    def _untouched(self, call: Call, approximation: Approximation) -> _Work:
+        """The model as it is now, and its outcome for the untouched inputs."""
+        compiled = self._compiled(call)
+        approximation.check_model(compiled)
+        fresh = not compiled.notes
+        output, notes = self._reference(call, compiled)
+        key = (call.examples, call.inputs[0].is_inference(), torch.is_inference_mode_enabled())
+        if not fresh and compiled.notes.get(key) != notes:
+            before, compiled = compiled, self._compiled(call, renew=True)
+            approximation.check_model(compiled)
+            if key not in before.notes and compiled.capture.says_the_same_as(before.capture):
+                compiled.notes, compiled.checked = before.notes, before.checked
+        compiled.notes[key] = notes
+        target = resolve_target(output, call.target)
+        return _Work(compiled, output, _select_targets(output, target), target)
+
+    def _renewed(self, call: Call, work: _Work, approximation: Approximation) -> _Work:
+        """The same with the model captured anew."""
+        compiled = self._compiled(call, renew=True)
+        approximation.check_model(compiled)
+        compiled.notes.update(work.compiled.notes)
+        return replace(work, compiled=compiled)
 
     def plans(self, call: Call, approximation: Approximation) -> tuple[Plan, ...]:
         """The plan for each input."""
@@ -186,16 +243,15 @@ class Engine:
     def _run(
         self,
         call: Call,
-        compiled: Compiled,
-        output: Tensor,
-        reference: Tensor,
-        target: Any,
+        work: _Work,
         show_progress: bool,
         approximation: Approximation,
+        timed: bool,
         started: float,
         ran: list[tuple[Plan, RunStatistics]],
     ) -> tuple[OcclusionMap, ...]:
         ran.clear()  # of a run that was given up
+        compiled, reference = work.compiled, work.reference
         plans = [
             self._plan(compiled, call, i, approximation.threshold) for i in range(len(call.inputs))
         ]
@@ -205,10 +261,11 @@ class Engine:
         with progress(call, show_progress, windows) as advance:
             for position, plan in enumerate(plans):
                 began = time.perf_counter() - setup
-                noise = _Noise(output)
+                noise = Noise(work.output)
                 checking = self._to_check(compiled, position, plan)
                 estimated: float | None = 1.0 if approximation.exact else None
-                execution = self._execution(call, compiled, position, plan, target, noise)
+                asked = (call, work, position, noise, timed)
+                execution = self._execution(plan, *asked)
                 if approximation.exact:
                     scores = execution.run(advance)
                     evaluated = exact = plan.grid.total * call.examples
@@ -217,57 +274,103 @@ class Engine:
                     executions = {plan.threshold: execution}
                     if plan.threshold < 1 and (checking or approximation.grows):
                         unbounded = self._plan(compiled, call, position, 1.0)
-                        executions[1.0] = self._execution(
-                            call, compiled, position, unbounded, target, noise
-                        )
+                        executions[1.0] = self._execution(unbounded, *asked)
                     made, ours, saving = _approximated(
                         approximation, executions, plan, reference, checking, advance
                     )
                     scores, evaluated = made.scores, int(made.known.sum())
-                    exact = int(made.exact.sum())
-                    if made.quality is not None:
-                        estimated = min(made.quality)
-                    elif plan.threshold == 1 and made.known.all():
-                        estimated = 1.0
+                    exact, estimated = int(made.exact.sum()), _estimated(made, plan)
                 check = time.perf_counter()
-                error = self._check(
-                    call, compiled, position, plan, checking, ours, reference, target, noise
-                )
+                error = self._check(call, work, position, plan, checking, ours, noise)
                 now = time.perf_counter()
-                report = Report(
-                    "incremental" if plan.incremental else "full",
-                    plan.reasons,
-                    plan.grid.total,
-                    len(plan.groups),
-                    execution.statistics.batches,
-                    execution.statistics.batch_size,
-                    now - began,
-                    setup + now - check,
-                    saving,
-                    len(checking),
-                    error,
-                    backend_info("cuda" if call.inputs[position].is_cuda else "cpu").name,
-                    plan.seconds * call.examples,
-                    plan.threshold,
-                    evaluated,
-                    exact,
-                    estimated,
+                report = replace(
+                    self._report(call, position, plan, execution.statistics),
+                    seconds=now - began,
+                    setup_seconds=setup + now - check,
+                    theoretical_speedup=saving,
+                    checked_windows=len(checking),
+                    largest_check_error=error,
+                    windows_evaluated=evaluated,
+                    windows_exact=exact,
+                    estimated_ssim=estimated,
                 )
                 ran.append((plan, execution.statistics))
-                maps.append(map_of(plan.grid, scores, reference, target, report))
+                maps.append(map_of(plan.grid, scores, reference, work.target, report))
                 setup = 0.0  # counted with the first input
         return tuple(maps)
 
+    def _stages(
+        self, call: Call, work: _Work, approximation: Approximation, started: float
+    ) -> Generator[OcclusionMap, None, None]:
+        """Ever better maps of the one image of a call."""
+        compiled, noise = work.compiled, Noise(work.output)
+        plan = self._plan(compiled, call, 0, approximation.threshold)
+        unbounded = self._plan(compiled, call, 0, 1.0)
+        executions = {
+            p.threshold: self._execution(p, call, work, 0, noise, timed=False)
+            for p in (plan, unbounded)
+        }
+        windows = Windows(executions, slice(0, 1), lambda rows: None)
+        setup, checking, error = (
+            time.perf_counter() - started,
+            self._to_check(compiled, 0, plan),
+            0.0,
+        )
+        if checking:
+            check = time.perf_counter()
+            selected = np.zeros((1, plan.grid.total), bool)
+            selected[:, checking] = True
+            ours = windows.run(selected, 1.0)[:, checking]
+            error = self._check(call, work, 0, plan, checking, ours, noise)
+            windows.runs.clear()
+            setup += time.perf_counter() - check
+        statistics = executions[plan.threshold].statistics
+        for made in growing(approximation, windows, plan, work.reference, 0):
+            macs = sum(n * executions[t].plan.macs_incremental for t, n in windows.runs.items())
+            spent = time.perf_counter() - started
+            report = replace(
+                self._report(call, 0, plan, statistics),
+                seconds=spent,
+                setup_seconds=setup,
+                theoretical_speedup=plan.grid.total * plan.macs_full / macs if macs else 1.0,
+                checked_windows=len(checking),
+                largest_check_error=error,
+                windows_evaluated=int(made.known.sum()),
+                windows_exact=int(made.exact.sum()),
+                estimated_ssim=_estimated(made, plan),
+            )
+            yield map_of(plan.grid, made.scores, work.reference, work.target, report)
+            if approximation.is_enough(made, spent):
+                return
+
+    def _report(self, call: Call, position: int, plan: Plan, statistics: RunStatistics) -> Report:
+        """What is known of a run without its outcome."""
+        return Report(
+            "incremental" if plan.incremental else "full",
+            plan.reasons,
+            plan.grid.total,
+            len(plan.groups),
+            statistics.batches,
+            statistics.batch_size,
+            backend=backend_info("cuda" if call.inputs[position].is_cuda else "cpu").name,
+            predicted_seconds=plan.seconds * call.examples,
+            threshold=plan.threshold,
+            batches_replayed=statistics.replayed,
+        )
+
     def _execution(
         self,
-        call: Call,
-        compiled: Compiled,
-        position: int,
         plan: Plan,
-        target: Any,
-        noise: _Noise,
+        call: Call,
+        work: _Work,
+        position: int,
+        noise: Noise,
+        timed: bool,
     ) -> Execution:
-        return Execution(
+        compiled, target = work.compiled, work.target
+        on_gpu = call.inputs[position].is_cuda
+        replays = self.cuda_graphs and on_gpu and not timed
+        execution = Execution(
             plan,
             compiled.constants,
             tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
@@ -276,7 +379,11 @@ class Engine:
             last=compiled.last,
             packs=compiled.packs,
             on_base=noise.see,
+            residents=compiled.residents if replays else None,
         )
+        if timed and on_gpu:
+            execution.statistics.wait = torch.cuda.synchronize
+        return execution
 
     def _to_check(self, compiled: Compiled, position: int, plan: Plan) -> list[int]:
         """The windows to run through the forward function too, on the first use of a plan."""
@@ -287,14 +394,12 @@ class Engine:
     def _check(
         self,
         call: Call,
-        compiled: Compiled,
+        work: _Work,
         position: int,
         plan: Plan,
         windows: list[int],
         scores: Tensor,
-        reference: Tensor,
-        target: Any,
-        noise: _Noise,
+        noise: Noise,
     ) -> float:
         """Runs a few windows through the forward function and compares their `scores`."""
         if not windows:
@@ -304,20 +409,20 @@ class Engine:
             self.forward,
             single,
             position,
-            target,
+            work.target,
             windows,
             lambda rows: None,
             captum=False,
         )
         ours = scores.movedim(1, 0).reshape(naive.shape)
         error = difference(ours, naive)
-        allowed = max(tolerance(naive, reference), 20 * noise.error)
+        allowed = max(tolerance(naive, work.reference), 20 * noise.error)
         if not error <= allowed:
             raise Fallback(
                 f"the first map differs from the forward function by {error:.3g} at windows "
                 f"{windows} (allowed: {allowed:.3g})"
             )
-        compiled.checked.add((position, plan.grid))
+        work.compiled.checked.add((position, plan.grid))
         return error
 
 
@@ -361,46 +466,11 @@ def _approximated(
     return made, torch.cat(exact), full / macs if macs else 1.0
 
 
-class _Noise:
-    """Compares the graph's outcome for the untouched input with the forward function's."""
-
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-        self.error = 0.0
-
-    def see(self, images: slice, output: Tensor) -> None:
-        """Takes the graph's output for some of the images."""
-        expected = self.output[images]
-        if output.shape != expected.shape or output.dtype != expected.dtype:
-            raise _Stale("the graph's output has another shape or type than the forward's")
-        error = difference(output, expected)
-        allowed = tolerance(expected) * _LOOSE
-        if not error <= allowed:
-            raise _Stale(
-                f"the captured graph gives an outcome that differs by {error:.3g} from the "
-                f"forward function's (allowed: {allowed:.3g})"
-            )
-        self.error = max(self.error, error)
-
-
-def checked_windows(counts: tuple[int, ...]) -> list[int]:
-    """The middle one of the windows, a corner, the last and an edge, by row-major number.
-
-    One of 256, but one at least and four at most: a check must not cost what it checks.
-    """
-    places = [
-        tuple(c // 2 for c in counts),
-        tuple(0 for _ in counts),
-        tuple(c - 1 for c in counts),
-        tuple(c // 2 if i == len(counts) - 1 else c - 1 for i, c in enumerate(counts)),
-    ]
-    numbers = set()
-    for place in places[: max(1, math.prod(counts) // 256)]:
-        number = 0
-        for index, count in zip(place, counts, strict=True):
-            number = number * count + index
-        numbers.add(number)
-    return sorted(numbers)
+def _estimated(made: Approximate, plan: Plan) -> float | None:
+    """The similarity to the exact map that every image's is expected to have at least."""
+    if made.quality is not None:
+        return min(made.quality)
+    return 1.0 if plan.threshold == 1 and made.known.all() else None
 
 
 def _baseline(call: Call, position: int) -> Tensor | float:

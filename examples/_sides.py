@@ -173,6 +173,8 @@ class CompiledSide(LoopSide):
 class KryptonSide(Side):
     """captum-krypton, exact."""
 
+    cuda_graphs = False
+
     def __init__(self, task: Task) -> None:
         super().__init__(task)
         from captum_krypton import KryptonOcclusion, backend_info
@@ -180,7 +182,7 @@ class KryptonSide(Side):
         started = time.perf_counter()
         self.backend = str(backend_info())
         self.load_seconds = time.perf_counter() - started
-        self.occlusion = KryptonOcclusion(self.network)
+        self.occlusion = KryptonOcclusion(self.network, cuda_graphs=self.cuda_graphs)
         self.heat: Any = None
 
     def seconds(self) -> float:
@@ -213,12 +215,20 @@ class KryptonSide(Side):
         )
 
 
+class ReplayedSide(KryptonSide):
+    """The same, with batches that are replayed from CUDA graphs."""
+
+    cuda_graphs = True
+
+
 SIDES: dict[str, tuple[type[Side], dict[str, str]]] = {
     "captum": (CaptumSide, {}),
     "captum_kept": (CaptumSide, KEEP_MEMORY),
     "loop": (LoopSide, KEEP_MEMORY),
     "compiled": (CompiledSide, KEEP_MEMORY),
     "krypton": (KryptonSide, {}),
+    "replayed": (ReplayedSide, {}),
+    "reference": (KryptonSide, {"KRYPTON_BACKEND": "reference"}),  # no compiled kernels
 }
 
 

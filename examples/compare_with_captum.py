@@ -28,7 +28,10 @@ NAMES = {
     "loop": "loop, channels-last",
     "compiled": "loop, channels-last, torch.compile",
     "krypton": "captum-krypton",
+    "replayed": "captum-krypton, CUDA graphs",
+    "reference": "incremental, plain torch",
 }
+INCREMENTAL = ("krypton", "replayed", "reference")  # they make whole maps
 
 
 def best_batch(name: str, task: Task) -> int:
@@ -81,13 +84,13 @@ def measure(
             continue
         side["seconds_per_window"] = []
         side["memory_before_mib"] = processes[name].call("start_memory")
-        if name == "krypton":
+        if name in INCREMENTAL:
             side["first_seconds"] = processes[name].call("seconds")
             if processes[name].call("report")["path"] == "naive":  # the next one captures
                 side["capture_seconds"] = processes[name].call("seconds")
     for _ in range(rounds):
         for name, process in processes.items():
-            if name == "krypton":
+            if name in INCREMENTAL:
                 seconds = process.call("seconds") / windows
             else:
                 seconds = process.call("seconds_per_window", batch[name], batches[name])
@@ -96,7 +99,7 @@ def measure(
         side = sides[name]
         side["memory_peak_mib"] = process.call("peak_memory")
         side["seconds"] = statistics.median(side["seconds_per_window"]) * windows
-        if name != "krypton":
+        if name not in INCREMENTAL:
             side["windows_timed"] = min(batch[name] * batches[name], windows)
     sides["krypton"]["report"] = processes["krypton"].call("report")
     at_our_batch = captum_memory(task, min(sides["krypton"]["report"]["batch_size"], windows))
@@ -114,7 +117,7 @@ def speedups(sides: dict[str, dict[str, Any]], windows: int) -> dict[str, float]
     A naive side that ran the whole map has a first map of its process too.
     """
     ours = sides["krypton"]
-    naive = {name: s for name, s in sides.items() if name != "krypton" and "seconds" in s}
+    naive = {name: s for name, s in sides.items() if name not in INCREMENTAL and "seconds" in s}
     later = {name: side["seconds"] for name, side in naive.items()}
     first = dict(later)
     for name, side in naive.items():
@@ -147,7 +150,7 @@ def print_table(result: dict[str, Any]) -> None:
         # What the compiler freed stays with the process, so a rise would not show there.
         rise = "-" if name == "compiled" else f"{peak - side['memory_before_mib']:.0f}"
         tail = f"{peak:>10.0f}{rise:>10}"
-        if name == "krypton":
+        if name in INCREMENTAL:
             first = f"{NAMES[name]}, first map"
             print(f"{first:<38}{'':>6}{windows:>13}{side['first_seconds']:>10.2f}{tail}")
             if "capture_seconds" in side:
@@ -200,6 +203,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-compile", dest="compile", action="store_false", help="leave torch.compile out"
     )
+    parser.add_argument(
+        "--also",
+        nargs="*",
+        default=[],
+        choices=["replayed", "reference"],
+        help="sides that are else left out: CUDA graphs, no compiled kernels",
+    )
     parser.add_argument("--json", help="write everything measured to this file")
     options = parser.parse_args(arguments)
     if options.windows_total is not None:
@@ -229,7 +239,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             device=options.device,
             threads=options.threads,
         )
-        names = [name for name in NAMES if options.compile or name != "compiled"]
+        left_out = {"replayed", "reference"} - set(options.also)
+        left_out |= set() if options.compile else {"compiled"}
+        names = [name for name in NAMES if name not in left_out]
         measured = measure(task, options.sample, options.rounds, names, options.batch)
     return {
         "model": options.model,

@@ -4,8 +4,9 @@
 
 Runs the tests that are skipped without a card, the kernel under compute-sanitizer where that is
 installed, the kernel's bandwidth beside a device copy's, and `compare_with_captum.py` for the
-paper's three networks, windows of 16 pixels and a stride of 4 (`--stride`). The exit status is 0
-where every test passed. `--device cpu` rehearses the measurements without a card.
+paper's three networks, windows of 16 pixels and a stride of 4 (`--stride`), with CUDA graphs and
+without, and without compiled kernels. A profile says which kernels a map's time goes to. The exit
+status is 0 where every test passed. `--device cpu` rehearses the measurements without a card.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import machine
+from _shared import build_network, load_image, machine, to_input
 from compare_with_captum import compare, print_table
 from compare_with_captum import parse as parse_comparison
+from torch.profiler import ProfilerActivity
 
-from captum_krypton import backend_info
+from captum_krypton import KryptonOcclusion, backend_info
 from captum_krypton._ops import gather_patches
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +106,33 @@ def bandwidth(device: str) -> list[dict[str, Any]]:
     return rows
 
 
+def profile(name: str, size: int, stride: int, device: str) -> dict[str, Any]:
+    """Where the time of a later map goes: its kernels, and how much of it the device works."""
+    network = build_network(name, size).to(device)
+    x = to_input(load_image(None, size), network).to(device)
+    occlusion = KryptonOcclusion(network)
+    asked: dict[str, Any] = {"sliding_window_shapes": (3, 16, 16), "strides": (3, stride, stride)}
+    for _ in range(2):  # the first ones make what later ones keep
+        occlusion.heatmap(x, **asked)
+    kinds = [ProfilerActivity.CPU]
+    kinds += [ProfilerActivity.CUDA] if device == "cuda" else []
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=kinds) as profiled:
+        occlusion.heatmap(x, **asked)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    spent = {row.key: getattr(row, field) / 1e6 for row in profiled.key_averages()}
+    ranked = sorted(spent.items(), key=lambda pair: -pair[1])
+    return {
+        "model": name,
+        "seconds": seconds,
+        "busy": sum(spent.values()) / seconds,
+        "kernels": dict(ranked[:20]),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything; 0 where all tests passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tests": run_tests() if options.device == "cuda" else "rehearsal",
         "bandwidth": bandwidth(options.device),
         "networks": [],
+        "profiles": [],
     }
     print(result["backend"], result["tests"], sep="\n")
     for row in result["bandwidth"]:
@@ -130,14 +160,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{row['gather_gb_per_s']:8.1f} GB/s, {row['share']:.2f} of a copy"
         )
     for name in options.only:
+        size = options.size or NETWORKS.get(name, 224)
         for batch in ([], ["--batch=1"]):  # Captum's best, then its default
-            asked = [f"--model={name}", f"--size={options.size or NETWORKS.get(name, 224)}", *batch]
+            asked = [f"--model={name}", f"--size={size}", *batch]
             asked += [f"--stride={options.stride}", f"--sample={options.sample}"]
             asked += [f"--device={options.device}", f"--rounds={options.rounds}"]
             asked += ["--no-compile"] if options.no_compile or batch else []
+            if not batch:
+                asked += [
+                    "--also",
+                    "reference",
+                    *(["replayed"] if options.device == "cuda" else []),
+                ]
             compared = compare(parse_comparison(asked))
             print_table(compared)
             result["networks"].append(compared)
+        found = profile(
+            name, options.size or NETWORKS.get(name, 224), options.stride, options.device
+        )
+        print(f"{name}: the device works {found['busy']:.0%} of a map's {found['seconds']:.2f} s")
+        for kernel, seconds in list(found["kernels"].items())[:8]:
+            print(f"  {seconds / found['seconds']:6.1%}  {kernel[:90]}")
+        result["profiles"].append(found)
         if options.json:  # after each one: a long run that is stopped keeps what it has
             Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     return 0 if options.device != "cuda" or result["tests"]["passed"] else 1

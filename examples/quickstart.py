@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from _shared import (
     captum_seconds_per_window,
-    efficientnet_lite0,
+    efficientnet_lite,
     fastest_batch,
     load_image,
     to_input,
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     image = load_image(None, 224)
     x = to_input(image)
-    model = nn.Sequential(efficientnet_lite0(), nn.Softmax(dim=1)).eval()
+    model = nn.Sequential(efficientnet_lite(), nn.Softmax(dim=1)).eval()
     with torch.no_grad():
         target = int(model(x).argmax())
     label = CLASSES.get(target, f"class {target}")

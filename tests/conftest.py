@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from torch import Tensor, nn
 
 from captum_krypton import _naive
 
@@ -35,3 +37,23 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)
 os.environ["KRYPTON_MEASURE"] = "0"
 _naive._SETUP_ROWS = 0
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    ).double()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 25, 19, generator=torch.Generator().manual_seed(1)).double()

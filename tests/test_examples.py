@@ -203,6 +203,40 @@ def test_approximate(tmp_path: Path, examples: None) -> None:
     assert result["captum"]["seconds"] > 0
 
 
+@pytest.mark.slow
+def test_approximate_speed(tmp_path: Path, examples: None) -> None:
+    import approximate_speed
+
+    file = tmp_path / "speed.json"
+    approximate_speed.main(
+        ["--networks=resnet18", "--size=96", "--window=16", "--stride=4", f"--json={file}"]
+    )
+    (network,) = json.loads(file.read_text())["networks"]
+    assert network["captum"]["seconds"] > 0
+    windows = {row["way"]: row["windows"] for row in network["rows"]}
+    assert windows["exact"] == windows["threshold 0.6"] == 1
+    run = [share for way, share in windows.items() if way.startswith("quality")]
+    assert run == sorted(run) and 0 < run[0] < run[-1] < 1
+    assert all(row["seconds"] > 0 for row in network["rows"])
+
+
+def test_estimates(tmp_path: Path, examples: None) -> None:
+    import estimates
+    from _tables import estimate_table
+
+    rows = [
+        {"way": "quality 0.9", "ssim": 0.9 + number / 100, "estimated": 0.92}
+        for number in range(-1, 4)
+    ]
+    rows.append({"way": "threshold 0.6", "ssim": 0.1, "estimated": None})
+    table = estimate_table([{"network": "one", "rows": rows}]).splitlines()
+    assert table[2] == "| one | 5 | 4 of 5 | -0.010 | -0.028 | -0.030 |"
+    assert table[-1].startswith("| all | 5 |")
+    picture = tmp_path / "estimates.png"
+    estimates.main([f"--figure={picture}"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 # Their parts
 
 
@@ -284,10 +318,10 @@ def test_random_networks_are_alive(examples: None, name: str) -> None:
 
 
 def test_efficientnet_weights_are_the_trained_ones(examples: None) -> None:
-    from _shared import efficientnet_lite0, load_image, to_input
+    from _shared import efficientnet_lite, load_image, to_input
 
     with torch.no_grad():
-        scores: Tensor = nn.Softmax(dim=1)(efficientnet_lite0()(to_input(load_image(None, 224))))
+        scores: Tensor = nn.Softmax(dim=1)(efficientnet_lite()(to_input(load_image(None, 224))))
     assert set(scores[0].topk(2).indices.tolist()) == {282, 285}  # tiger cat and Egyptian cat
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _execute
+from captum_krypton import KryptonOcclusion, _group
 from captum_krypton._arguments import Call, make_call
 from captum_krypton._compile import Compiled
 from captum_krypton._execute import Execution
@@ -20,26 +20,6 @@ from captum_krypton._operators import Algorithm
 from captum_krypton._ops import panel_size
 
 WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
-
-
-@pytest.fixture
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 8, 3, padding=1, stride=2),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32, 5),
-    ).double()
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(3, 3, 25, 19, generator=torch.Generator().manual_seed(1)).double()
 
 
 def question(images: Tensor, **changes: Any) -> Call:
@@ -121,7 +101,7 @@ def test_winograd_may_be_forbidden(images: Tensor) -> None:
         with torch.no_grad():
             scores = run.run(ignore)
         torch.testing.assert_close(scores.double(), truth, rtol=1e-4, atol=1e-5)
-        used = {algorithm for _, algorithm in run.packs}
+        used = {algorithm for _, algorithm in run.material.packs}
         assert (Algorithm.WINOGRAD in used) == (winograd and panel_size() > 0)
 
 
@@ -149,7 +129,7 @@ class Memory:
 
     def __init__(self, rows: int, error: Callable[[], RuntimeError]) -> None:
         self.rows, self.error, self.failures = rows, error, 0
-        self.gather = _execute.gather_patches
+        self.gather = _group.gather_patches
 
     def __call__(self, base: Tensor, patch: Tensor, *rest: Any) -> Tensor:
         if len(patch) > self.rows:
@@ -171,7 +151,7 @@ ERRORS: dict[str, Callable[[], RuntimeError]] = {
 def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Memory]]:
     def limit(rows: int, error: str) -> Memory:
         memory = Memory(rows, ERRORS[error])
-        monkeypatch.setattr(_execute, "gather_patches", memory)
+        monkeypatch.setattr(_group, "gather_patches", memory)
         return memory
 
     yield limit
@@ -211,7 +191,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
         calls += 1
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(_execute, "gather_patches", fail)
+    monkeypatch.setattr(_group, "gather_patches", fail)
     with torch.no_grad(), pytest.raises(RuntimeError, match="a bug"):
         execution(network, question(images)).run(ignore)
     assert calls == 1
@@ -222,7 +202,7 @@ def test_a_batch_holds_only_what_is_still_read(
 ) -> None:
     """Activations go as soon as their last reader has run."""
     most = 0
-    store = _execute.store
+    store = _group.store
 
     def watched(values: dict[int, Tensor], node: Any, result: Any) -> None:
         nonlocal most
@@ -230,7 +210,7 @@ def test_a_batch_holds_only_what_is_still_read(
         most = max(most, len(values))
 
     run = execution(network, question(images))
-    monkeypatch.setattr(_execute, "store", watched)
+    monkeypatch.setattr(_group, "store", watched)
     with torch.no_grad():
         run.run(ignore)
     assert 0 < most <= 3  # an operator's operand and its result, and one that goes next

@@ -101,6 +101,22 @@ def test_maps_equal_captum(model: nn.Module) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-9 * float(expected.abs().max() + 1))
 
 
+@settings(max_examples=40, deadline=None)
+@given(model=networks((3, 9, 8), classes=4))
+def test_replayed_maps_equal_captum(model: nn.Module) -> None:
+    model = model.cuda()
+    x = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1)).double().cuda()
+    windows = {"sliding_window_shapes": (3, 3, 2), "strides": (3, 2, 1), "target": 1}
+    krypton = KryptonOcclusion(model, cuda_graphs=True)
+    for image in (x, x + 1, x - 1):
+        expected = Occlusion(model).attribute(image, **windows)
+        heat = krypton.heatmap(image, **windows)
+        bound = 1e-9 * float(expected.abs().max() + 1)
+        torch.testing.assert_close(heat.attribution(), expected, rtol=0, atol=bound)
+    if heat.report.path in ("incremental", "full"):
+        assert heat.report.batches_replayed == heat.report.batches > 0
+
+
 def test_a_network_on_the_card() -> None:
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 16, 3))

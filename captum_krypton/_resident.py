@@ -1,0 +1,73 @@
+"""Groups of windows that stay in a GPU's memory from map to map, so that graphs can be replayed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import _replay
+from ._base import FILL, Base
+from ._group import Batches, GroupRun, Material, RunStatistics
+
+__all__ = ["Resident", "Residents"]
+
+_KEPT = 2  # each holds a base and the values of a batch
+
+
+class Resident:
+    """All groups of a plan, and the base that they read."""
+
+    def __init__(self, material: Material, base: Base) -> None:
+        self.material = material  # alive, as its plan's identity is in the key
+        self.base = base.clone()
+        self.groups = [GroupRun(material, g, self.base) for g in material.plan.groups]
+        self.pool = _replay.new_pool()
+        self.runs = 0
+
+    def load(self, base: Base) -> None:
+        """Takes the base of the next images."""
+        if self.runs:
+            self.base.load(base)
+        self.runs += 1
+
+    def batches(self, statistics: RunStatistics) -> Iterator[Batches]:
+        """The batches of one group after another."""
+        for group in self.groups:
+            yield group.replayed(statistics, self.pool, again=self.runs > 1)
+
+
+class Residents:
+    """The groups that ran last, by what their graphs depend on.
+
+    One thread has them at a time; others run their batches by the operators.
+    """
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[Any, ...], Resident] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def of(self, material: Material, base: Base) -> Iterator[Resident | None]:
+        """The groups of a plan, with a base loaded; None while another thread has them."""
+        if not self._lock.acquire(blocking=False):
+            yield None
+            return
+        try:
+            yield self._take(material, base)
+        finally:
+            self._lock.release()
+
+    def _take(self, material: Material, base: Base) -> Resident:
+        original = base.kept[material.plan.analysis.occluded]
+        fill = tuple(base.kept[FILL].shape) if FILL in base.kept else material.fill
+        key = (id(material.plan), original.shape[0], fill, *_replay.settings(original.device))
+        if key not in self._entries:
+            while len(self._entries) >= _KEPT:
+                self._entries.popitem(last=False)
+            self._entries[key] = Resident(material, base)
+        self._entries.move_to_end(key)
+        self._entries[key].load(base)
+        return self._entries[key]

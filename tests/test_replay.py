@@ -1,0 +1,239 @@
+"""Batches that are captured once and replayed, with a stand-in for the graph of a GPU.
+
+The stand-in runs the captured operators again on the same memory (see `graph_on_host`). What a
+real graph would not do anew, it does not do either: it shows stale images, windows and baselines.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import Occlusion
+from graph_on_host import HostGraph
+from hypothesis import given, settings
+from networks import networks
+from test_execute import expected, question
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion, _replay
+from captum_krypton._compile import Compiled
+from captum_krypton._execute import Execution
+from captum_krypton._resident import Residents
+
+
+@pytest.fixture(autouse=True, scope="module")
+def graphs_on_the_host() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_replay, "Graph", HostGraph)
+        patch.setattr(_replay, "new_pool", lambda: None)
+        yield
+
+
+class Runs:
+    """Runs of one plan that share what is resident."""
+
+    def __init__(self, network: nn.Module, call: Any, most: int) -> None:
+        self.compiled = Compiled(network, call)
+        self.plan = self.compiled.plan(
+            call, 0, memory_budget=1 << 30, most_rows=most, winograd=True
+        )
+        self.residents = Residents()
+
+    def __call__(self, images: Tensor, baseline: Any = 0.0) -> tuple[Tensor, Execution]:
+        run = Execution(
+            self.plan,
+            self.compiled.constants,
+            (images,),
+            baseline,
+            lambda rows, image: rows,
+            last=self.compiled.last,
+            packs=self.compiled.packs,
+            residents=self.residents,
+        )
+        rows: list[int] = []
+        with torch.no_grad():
+            scores = run.run(rows.append)
+        assert sum(rows) == self.plan.grid.total * len(images)
+        return scores, run
+
+
+@pytest.mark.parametrize("most", [1, 7, 10, 64])
+@pytest.mark.parametrize("baseline", [0.0, -1.5, "each", "one"])
+def test_every_map_is_that_of_its_own_images(
+    network: nn.Module,
+    images: Tensor,
+    most: int,
+    baseline: float | str,
+) -> None:
+    runs = Runs(network, question(images), most)
+    untouched = images.clone()
+    for number in range(3):
+        x = images.roll(number, 0) + number
+        fill: Any = baseline
+        if baseline == "each":
+            fill = torch.rand_like(x)
+        elif baseline == "one":
+            fill = torch.rand_like(x[:1])
+        scores, run = runs(x, fill)
+        torch.testing.assert_close(scores, expected(network, question(x, baselines=fill)))
+        if number:  # all batches
+            assert run.statistics.replayed == run.statistics.batches > 0
+        assert run.statistics.batch_size <= most
+    assert torch.equal(images, untouched)
+
+
+def test_the_first_map_replays_what_it_runs_often(
+    network: nn.Module,
+    images: Tensor,
+) -> None:
+    runs = Runs(network, question(images), 10)
+    scores, run = runs(images)
+    assert 0 < run.statistics.replayed <= run.statistics.batches - len(runs.plan.groups)
+    torch.testing.assert_close(scores, expected(network, question(images)))
+
+
+def test_other_numbers_of_images_and_baselines_are_other_graphs(
+    network: nn.Module,
+    images: Tensor,
+) -> None:
+    runs = Runs(network, question(images), 16)
+    for x, fill in ((images, 0.0), (images[:1], 0.0), (images, 2.0), (images, 0.0)) * 2:
+        scores, _ = runs(x, fill)
+        torch.testing.assert_close(scores, expected(network, question(x, baselines=fill)))
+
+
+def test_settings_that_a_graph_holds_on_to_are_in_its_key(
+    network: nn.Module,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = Runs(network, question(images), 16)
+    runs(images)
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    _, run = runs(images)
+    assert run.statistics.replayed < run.statistics.batches  # its first batch is run once more
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@settings(max_examples=60, deadline=None)
+@given(model=networks((3, 9, 8), classes=4))
+def test_any_network_can_be_captured(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, 9, 8, generator=generator).double()
+    windows = {"sliding_window_shapes": (3, 3, 2), "strides": (3, 2, 1), "target": 1}
+    occlusion = KryptonOcclusion(model)
+    engine = occlusion._engine
+    made = engine._execution
+
+    def with_graphs(*arguments: Any) -> Execution:
+        run = made(*arguments)
+        run.residents = arguments[2].compiled.residents
+        return run
+
+    engine._execution = with_graphs  # type: ignore[method-assign]
+    for number in range(2):
+        want = Occlusion(model).attribute(x + number, **windows)
+        heat = occlusion.heatmap(x + number, **windows)
+        bound = 1e-9 * float(want.abs().max() + 1)
+        torch.testing.assert_close(heat.attribution(), want, rtol=0, atol=bound)
+        if number and heat.report.path in ("incremental", "full"):
+            assert heat.report.batches_replayed == heat.report.batches > 0
+
+
+def test_what_cannot_be_captured_is_said_and_run_by_its_operators(
+    network: nn.Module,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = Runs(network, question(images), 10)
+
+    def refuse(work: Any, pool: Any, device: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(_replay, "Graph", refuse)
+    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
+        scores, run = runs(images)
+    torch.testing.assert_close(scores, expected(network, question(images)))
+    assert run.statistics.replayed == 0
+
+
+def test_a_graph_that_gives_something_else_is_not_used(
+    network: nn.Module,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Wrong(HostGraph[Any]):
+        def replay(self) -> None:
+            super().replay()
+            for tensor in self.result.values():
+                tensor.mul_(2)
+
+    monkeypatch.setattr(_replay, "Graph", Wrong)
+    runs = Runs(network, question(images), 10)
+    with pytest.warns(RuntimeWarning, match="other values"):
+        scores, run = runs(images)
+    torch.testing.assert_close(scores, expected(network, question(images)))
+    assert run.statistics.replayed == 0
+
+
+def test_work_that_runs_at_its_capture_is_noticed(
+    network: nn.Module,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a stream of another device: the graph is empty, and its memory holds some result."""
+
+    class Empty:
+        def __init__(self, work: Any, pool: Any, device: Any) -> None:
+            self.result = work()
+
+        def replay(self) -> None:
+            pass
+
+    monkeypatch.setattr(_replay, "Graph", Empty)
+    runs = Runs(network, question(images), 10)
+    with pytest.warns(RuntimeWarning, match="other values"):
+        scores, run = runs(images)
+    torch.testing.assert_close(scores, expected(network, question(images)))
+    assert run.statistics.replayed == 0
+
+
+def test_out_of_memory_halves_the_batch(
+    network: nn.Module,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(work: Any, pool: Any, device: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(_replay, "Graph", full)
+    runs = Runs(network, question(images), 16)
+    scores, run = runs(images)
+    torch.testing.assert_close(scores, expected(network, question(images)))
+    assert run.statistics.batch_size < 16
+
+
+def test_one_thread_at_a_time_has_what_is_resident(
+    network: nn.Module,
+    images: Tensor,
+) -> None:
+    runs = Runs(network, question(images), 10)
+    runs(images)
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def explain(x: Tensor) -> None:
+        for _ in range(3):
+            found.append((x, runs(x)[0]))
+
+    threads = [threading.Thread(target=explain, args=(images + i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 9
+    for x, scores in found:
+        torch.testing.assert_close(scores, expected(network, question(x)))
