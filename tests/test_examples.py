@@ -22,7 +22,7 @@ import captum_krypton
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 @pytest.fixture
@@ -183,6 +183,46 @@ def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: 
     curves = json.loads(file.read_text())["curves"]
     assert set(curves) == {"windows", "image side", "window side"}
     assert all(p["seconds"] > 0 < p["captum_seconds"] for points in curves.values() for p in points)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_regions_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: None, capsys: Any
+) -> None:
+    import regions_figure
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        regions_figure,
+        "draw",
+        lambda *arguments: (drawn.extend(arguments), whole(*arguments)),
+    )
+    whole, picture = regions_figure.draw, tmp_path / "regions.png"
+    regions_figure.main(["--model=squeezenet1_1", "--size=96", f"--output={picture}"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    _, _, plans, changed, position, _ = drawn
+    plan = plans[1.0]
+    assert len(changed) > 2
+    for value, change in changed.items():  # what a window changes lies in its patch
+        (top, height), (left, width) = regions_figure.patch_of(plan, value, position)
+        assert float(change.max()) > 0
+        change[top : top + height, left : left + width] = 0
+        assert float(change.max()) < 1e-5
+    assert f"side {len(change)}: patch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_medical(tmp_path: Path) -> None:
+    picture = tmp_path / "medical.png"
+    done = run_example(
+        *("medical.py", "--size=96", "--stride=6", "--steps=40", f"--output={picture}")
+    )
+    assert done.returncode == 0, done.stderr
+    row, column = re.findall(r"disc is at row (\d+), column (\d+)", done.stdout)[0]
+    found = re.findall(r"covered by the mean: .* row (\d+), column (\d+)", done.stdout)[0]
+    assert math.dist((int(row), int(column)), tuple(map(int, found))) < 24
+    assert "of 169 windows" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -355,6 +395,21 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, Any] = {}
     for number, block in enumerate(blocks((ROOT / page).read_text(), "python")):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_scripts_and_their_options(page: str) -> None:
+    for block in blocks((ROOT / page).read_text(), "sh"):
+        for script, options in re.findall(r"^python (examples/\w+\.py)(.*)$", block, re.MULTILINE):
+            source = (ROOT / script).read_text()
+            names = re.findall(r"--[a-z-]+", options)
+            assert [name for name in names if f'"{name}"' not in source] == []
+
+
+def test_every_script_has_a_place_on_its_page() -> None:
+    page = (ROOT / "docs" / "examples.md").read_text()
+    scripts = {path.name for path in EXAMPLES.glob("[!_]*.py")}
+    assert scripts == set(re.findall(r"python examples/(\w+\.py)", page))
 
 
 def test_local_links_of_readme_exist() -> None:
