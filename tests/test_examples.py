@@ -193,12 +193,8 @@ def test_regions_figure(
     import regions_figure
 
     drawn: list[Any] = []
-    monkeypatch.setattr(
-        regions_figure,
-        "draw",
-        lambda *arguments: (drawn.extend(arguments), whole(*arguments)),
-    )
     whole, picture = regions_figure.draw, tmp_path / "regions.png"
+    monkeypatch.setattr(regions_figure, "draw", lambda *given: (drawn.extend(given), whole(*given)))
     regions_figure.main(["--model=squeezenet1_1", "--size=96", f"--output={picture}"])
     assert picture.read_bytes().startswith(b"\x89PNG")
     _, _, plans, changed, position, _ = drawn
