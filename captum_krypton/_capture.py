@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ def capture(
         NotCapturable: where the function cannot be written as such a graph.
     """
     refuse_training(forward)
-    with recording_conditions():
+    with _eagerly:
         few, few_leaves = _record(forward, arguments, batched, _FEW)
         many, many_leaves = _record(forward, arguments, batched, _MANY)
     graph = _pair(few, many, few_leaves, many_leaves)
@@ -87,7 +88,7 @@ def watched(
 ) -> tuple[Any, list[Any]]:
     """Calls `forward(*arguments)`; its result, and the operators that it ran."""
     watch = Watch(leaves)
-    with recording_conditions(), torch.no_grad(), watch:
+    with _eagerly, torch.no_grad(), watch:
         result = forward(*arguments)
     return result, watch.notes
 
@@ -166,13 +167,31 @@ def refuse_training(forward: Callable[..., Any]) -> None:
             raise NotCapturable(f"module {name or type(part).__name__!r} is in training mode")
 
 
-@contextmanager
-def recording_conditions() -> Iterator[None]:
-    """Asks compiled code to run eagerly, so that its operators are seen."""
-    with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
+class _Eager:
+    """Compiled code runs eagerly while any thread is within, so that its operators are seen.
+
+    The stance is the process's. Threads that each set and restored it would leave it as whoever
+    came last had found it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._within = threading.Lock(), 0
+        self._stance = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0 and "torch._dynamo" in sys.modules:
+                self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self._within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                self._stance.close()
+
+
+_eagerly = _Eager()
 
 
 def _record(

@@ -81,7 +81,7 @@ class Engine:
         memory_budget: int | None,
         winograd: bool,
         self_check: bool,
-        cuda_graphs: bool,
+        cuda_graphs: bool = False,
     ) -> None:
         self.forward, self.memory_budget = forward, memory_budget
         self.winograd, self.self_check, self.cuda_graphs = winograd, self_check, cuda_graphs

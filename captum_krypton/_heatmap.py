@@ -114,6 +114,30 @@ class OcclusionMap:
             out[row] = total
         return out
 
+    def extent(self, size: tuple[int, int] | None = None) -> tuple[float, float, float, float]:
+        """Where the map lies on its image, so that every number stands in the middle of its window.
+
+        Args:
+            size: height and width of the image as it is drawn; left out, those of the input.
+
+        Returns:
+            Left, right, bottom and top, in pixels: matplotlib's `extent`.
+
+        Raises:
+            ValueError: where the map does not have two window axes.
+        """
+        grid = self.grid
+        axes = [d for d, count in enumerate(grid.counts) if count > 1]
+        if len(axes) != 2:
+            raise ValueError(f"a map with two window axes has an extent, not one of {grid.counts}")
+        edges = []
+        for axis, length in zip(axes, size or [grid.shape[d] for d in axes], strict=True):
+            scale = length / grid.shape[axis]
+            first = (grid.window[axis] - grid.stride[axis]) / 2
+            edges.append((first * scale, (first + grid.stride[axis] * grid.counts[axis]) * scale))
+        (top, bottom), (left, right) = edges
+        return left, right, bottom, top
+
     def plot(
         self, image: Any = None, *, example: int = 0, output: int | tuple[int, ...] | None = None
     ) -> Figure:
@@ -164,9 +188,9 @@ class OcclusionMap:
             panels[0].imshow(picture, cmap="gray")
             panels[0].set_title(f"image, outcome {p:.3g}")
             height, width = picture.shape[:2]
-            extent = (0, width, height, 0)
-            panels[2].imshow(picture, cmap="gray", extent=extent)
-            panels[2].imshow(heat, extent=extent, alpha=0.5, **style)
+            panels[2].imshow(picture, cmap="gray", extent=(0, width, height, 0))
+            panels[2].imshow(heat, extent=self.extent((height, width)), alpha=0.5, **style)
+            panels[2].set(xlim=(0, width), ylim=(height, 0))
             panels[2].set_title("overlay")
         for panel in panels:
             panel.set_axis_off()

@@ -105,8 +105,7 @@ def naive_scores(
             else (call.extra)
         )
         outcome = _run_forward(forward, inputs, _expand_target(target, len(part)), extra or None)
-        if not isinstance(outcome, Tensor):
-            outcome = torch.tensor(outcome)
+        outcome = _as_tensor(outcome)
         rows.append(
             outcome.detach().unflatten(0, (len(part), -1))
             if len(part) > 1
@@ -116,13 +115,23 @@ def naive_scores(
     return torch.cat(rows)
 
 
+def _as_tensor(output: Any) -> Tensor:
+    """An outcome of the forward function: a tensor, or a number for the whole batch."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (int, float)):
+        return torch.tensor(output)
+    raise TypeError(
+        f"forward_func must return a tensor or a number, not {type(output).__name__}: wrap it in a "
+        "function that returns the tensor to explain"
+    )
+
+
 def naive_maps(
     forward: Callable[..., Any], call: Call, reason: str, show_progress: bool
 ) -> tuple[OcclusionMap, ...]:
     """The maps by running the forward function for every window, as Captum does."""
-    output = _run_forward(forward, call.inputs, None, call.extra or None)
-    if not isinstance(output, Tensor):
-        output = torch.tensor(output)
+    output = _as_tensor(_run_forward(forward, call.inputs, None, call.extra or None))
     target = resolve_target(output, call.target)
     reference = _select_targets(output, target)
     maps = []

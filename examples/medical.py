@@ -89,17 +89,6 @@ def train(x: Tensor, centre: tuple[int, int], steps: int) -> nn.Module:
     return network.eval()
 
 
-def placed(heat: OcclusionMap) -> tuple[float, float, float, float]:
-    """Where to draw a map so that every number stands at the middle of its window."""
-    edges = []
-    for axis in (-1, -2):
-        window, stride = heat.grid.window[axis], heat.grid.stride[axis]
-        first = (window - stride) / 2
-        edges.append((first, first + stride * heat.grid.counts[axis]))
-    (left, right), (top, bottom) = edges
-    return left, right, bottom, top
-
-
 def draw(picture: np.ndarray, maps: dict[str, OcclusionMap], window: int, output: str) -> None:
     """The photograph, and every map laid over it."""
     matplotlib.use("Agg")
@@ -120,7 +109,7 @@ def draw(picture: np.ndarray, maps: dict[str, OcclusionMap], window: int, output
             vmin=-limit,
             vmax=limit,
             alpha=np.clip(3 * np.abs(drop) / limit, 0, 0.75),
-            extent=placed(heat),
+            extent=heat.extent(),
         )
         axis.set_xlim(0, picture.shape[1])
         axis.set_ylim(picture.shape[0], 0)

@@ -954,3 +954,15 @@ def test_how_many_at_a_time_changes_nothing(network: Network, images: Tensor, at
     explainer = KryptonOcclusion(network)
     actual = explainer.attribute(images, perturbations_per_eval=at_once, **QUESTION)
     assert_same(actual, explainer.attribute(images, **QUESTION))
+
+
+@pytest.mark.filterwarnings("ignore::captum_krypton.KryptonFallbackWarning")
+@pytest.mark.parametrize("kind", ["dict", "tuple"])
+def test_a_forward_that_returns_no_tensor_is_named(kind: str) -> None:
+    def forward(x: Tensor) -> Any:
+        scores = x.mean((2, 3))
+        return {"scores": scores} if kind == "dict" else (scores, scores)
+
+    krypton = KryptonOcclusion(forward)
+    with pytest.raises(TypeError, match=f"must return a tensor or a number, not {kind}"):
+        krypton.heatmap(torch.rand(1, 3, 32, 32), (3, 4, 4), (3, 4, 4), target=0)

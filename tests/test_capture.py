@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from networks import networks
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion
+from captum_krypton import KryptonOcclusion, _capture
 from captum_krypton._capture import NotCapturable, capture
 from captum_krypton._graph import BatchInt, Graph
 from captum_krypton._interpret import prepare_constants, run_graph
@@ -240,3 +241,26 @@ def test_refused(what: str) -> None:
     forward = REFUSED[what]
     with pytest.raises(NotCapturable):
         captured(forward, torch.rand(3, 4) + 0.1)
+
+
+def test_threads_leave_compiled_code_as_they_found_it() -> None:
+    from torch._dynamo import eval_frame
+
+    begun, begin = threading.Barrier(2), threading.Event()
+
+    def record(first: bool) -> None:
+        with _capture._eagerly:
+            begun.wait()
+            assert eval_frame._stance.stance == "force_eager"
+            if not first:  # the one who came last leaves last
+                begin.wait()
+
+    before = eval_frame._stance.stance
+    threads = [threading.Thread(target=record, args=(first,)) for first in (True, False)]
+    for thread in threads:
+        thread.start()
+    threads[0].join()
+    assert eval_frame._stance.stance == "force_eager"
+    begin.set()
+    threads[1].join()
+    assert eval_frame._stance.stance == before == "default"
