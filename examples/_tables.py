@@ -118,7 +118,7 @@ def speed_table(results: list[dict[str, Any]]) -> str:
         naive = [
             side["seconds"]
             for name, side in sides.items()
-            if name != "krypton" and "seconds" in side
+            if name not in ("krypton", "replayed", "reference") and "seconds" in side
         ]
         return [
             result["model"],
@@ -299,6 +299,19 @@ def approximation_page() -> str:
         f"{result['size']} pixels a side, windows of {result['window']}, stride "
         f"{result['stride']}: {result['windows']} windows. {machine_line(result)}"
     )
+
+
+def headline() -> str:
+    """What the home page says first of speed."""
+    names = {"vgg16": "VGG16", "resnet18": "ResNet18", "resnet50": "ResNet50"}
+    found = {result["model"]: result for result in comparisons() if result["model"] in names}
+    parts = [
+        f"{found[name]['sides']['krypton']['seconds']:.1f} s instead of "
+        f"{found[name]['sides']['captum']['seconds']:.0f} for {title}"
+        for name, title in names.items()
+    ]
+    (windows,) = {result["windows"] for result in found.values()}
+    return f"A map of {windows} windows on two CPU cores: {', '.join(parts)}."
 
 
 def approximations() -> list[dict[str, Any]]:
