@@ -33,6 +33,7 @@ class Analysis:
         kinds: what each value depends on.
         dims: the dimensions of each local value that carry the window axes.
         rules: for each node by position, its rule; None for a global operator with a global output.
+            An output that changes everywhere may have one, too: one that reads patches.
         kept: the values whose base is needed: those read in blocks, or whole.
     """
 
@@ -119,7 +120,7 @@ def analyse(graph: Graph, occluded: ValueId, dims: Dims, *, incremental: bool = 
     for node in graph.nodes:
         view = View(graph, kinds, known)
         kind, rule = _kind(node, view, incremental)
-        if kind is Kind.FULL and wanted.intersection(node.results):
+        if rule is None and wanted.intersection(node.results) and kind is Kind.FULL:
             rule = whole(node, view, len(dims))
             kind = Kind.FULL if rule is None else Kind.LOCAL
         rules.append(rule)
@@ -137,7 +138,8 @@ def _kind(node: Node, view: View, incremental: bool) -> tuple[Kind, Rule | None]
     rows = all(_rows_or_unused(view, v) for v in node.outputs)
     if Kind.LOCAL in kinds:
         rule = rule_for(node, view) if incremental else None
-        return (Kind.LOCAL, rule) if rule is not None else (Kind.FULL, None)
+        local = rule is not None and any(dim is not None for dim in rule.dims)
+        return (Kind.LOCAL if local else Kind.FULL), rule
     if kinds and kinds <= {Kind.IMAGE, Kind.CONSTANT} and Kind.IMAGE in kinds and rows:
         return Kind.IMAGE, None
     return Kind.FULL, None

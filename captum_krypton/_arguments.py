@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,20 @@ class Call:
     target: Any
     extra: tuple[Any, ...]
     perturbations: int | None
+
+    def detached(self) -> Call:
+        """The same call, with tensors of its own: what the user writes over stays as it was."""
+
+        def own(thing: Any) -> Any:
+            return thing.detach().clone() if isinstance(thing, Tensor) else thing
+
+        extra = zip(self.extra, self.batched[len(self.inputs) :], strict=True)
+        return replace(
+            self,
+            inputs=tuple(map(own, self.inputs)),
+            baselines=tuple(map(own, self.baselines)),
+            extra=tuple(own(a) if batched else a for a, batched in extra),
+        )
 
     @property
     def examples(self) -> int:

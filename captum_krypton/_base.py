@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 from torch import Tensor
 
 from ._graph import ValueId
@@ -23,7 +25,7 @@ class Base:
 
     def __init__(self, kept: dict[ValueId, Tensor], last: bool) -> None:
         self.kept, self.last = kept, last
-        self._blocks: dict[tuple[ValueId, Dims], Tensor] = {}
+        self._derived: dict[Hashable, tuple[Tensor, Callable[[], Tensor] | None]] = {}
 
     def clone(self) -> Base:
         """The same values in memory that nothing else uses."""
@@ -33,15 +35,23 @@ class Base:
         """Takes the values of another base of this shape, in the memory of its own ones."""
         for value, tensor in self.kept.items():
             tensor.copy_(other.kept[value])
-        for (value, dims), block in self._blocks.items():
-            if value in self.kept:  # else a constant's
-                own = in_layout(to_block(self.kept[value], dims), self.last)
-                if own.data_ptr() != block.data_ptr():
-                    block.copy_(own)
+        for tensor, make in self._derived.values():
+            if make is not None:
+                made = make()
+                if made.data_ptr() != tensor.data_ptr():
+                    tensor.copy_(made)
+
+    def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made once; `load` makes it anew."""
+        if key not in self._derived:
+            self._derived[key] = make(), make
+        return self._derived[key][0]
 
     def block(self, value: ValueId, dims: Dims, tensor: Tensor) -> Tensor:
-        """`tensor`, the value's base, as (N, channels, *axes), in the layout of the kernels."""
+        """`tensor`, a constant or the value's base, as (N, channels, *axes), for the kernels."""
         key = (value, dims)
-        if key not in self._blocks:
-            self._blocks[key] = in_layout(to_block(tensor, dims), self.last)
-        return self._blocks[key]
+        if value in self.kept:
+            return self.derived(key, lambda: in_layout(to_block(self.kept[value], dims), self.last))
+        if key not in self._derived:
+            self._derived[key] = in_layout(to_block(tensor, dims), self.last), None
+        return self._derived[key][0]

@@ -47,7 +47,8 @@ class Compiled:
         self.last = channels_last(first)
         self.constants = prepare_constants(self.graph, self.last)
         self.graph.constants = self.constants  # else every weight is there in two layouts
-        self.residents = Residents()
+        self.residents = Residents(len(call.inputs))
+        self.budgets: dict[torch.device, int] = {}
         self.packs: dict[tuple[ValueId, Algorithm], PackedWeight] = {}
         self.checked: set[tuple[Any, ...]] = set()
         self.notes: dict[tuple[Any, ...], list[Any]] = {}

@@ -138,10 +138,12 @@ class Engine:
 
         Raises:
             Fallback: where the forward function must be run itself, for every window.
+            RuntimeError: where the model, its mode or autocast has changed since the first map.
         """
         started = time.perf_counter()
         approximation.check(call)
         _refuse(call)
+        call = call.detached()
         with _untouched_random_state(call):
             work = self._untouched(call, approximation)
             try:
@@ -157,6 +159,11 @@ class Engine:
         yield first
         while True:
             with _untouched_random_state(call):  # what the caller draws in between stays drawn
+                if not work.compiled.capture.is_current(self.forward):
+                    raise RuntimeError(
+                        "the model, its mode or autocast has changed since this map began to grow: "
+                        "begin again"
+                    )
                 following = next(stages, None)
             if following is None:
                 return
@@ -228,6 +235,8 @@ class Engine:
         device = call.inputs[position].device
         budget = self.memory_budget or default_memory_budget(device)
         budget = 1 << (budget.bit_length() - 1)  # a power of two, so that plans are used again
+        if self.cuda_graphs:  # they take memory themselves, and are found by their plan
+            budget = compiled.budgets.setdefault(device, budget)
         most = _MOST_ROWS.get(device.type, _MOST_ROWS_ELSEWHERE)
         if call.perturbations is not None:
             most = call.perturbations * call.examples
@@ -325,12 +334,13 @@ class Engine:
             windows.runs.clear()
             setup += time.perf_counter() - check
         statistics = executions[plan.threshold].statistics
+        spent, resumed = 0.0, time.perf_counter()  # the caller's time between maps is not counted
         for made in growing(approximation, windows, plan, work.reference, 0):
+            spent += time.perf_counter() - resumed
             macs = sum(n * executions[t].plan.macs_incremental for t, n in windows.runs.items())
-            spent = time.perf_counter() - started
             report = replace(
                 self._report(call, 0, plan, statistics),
-                seconds=spent,
+                seconds=setup + spent,
                 setup_seconds=setup,
                 theoretical_speedup=plan.grid.total * plan.macs_full / macs if macs else 1.0,
                 checked_windows=len(checking),
@@ -342,6 +352,7 @@ class Engine:
             yield map_of(plan.grid, made.scores, work.reference, work.target, report)
             if approximation.is_enough(made, spent):
                 return
+            resumed = time.perf_counter()
 
     def _report(self, call: Call, position: int, plan: Plan, statistics: RunStatistics) -> Report:
         """What is known of a run without its outcome."""

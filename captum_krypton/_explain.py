@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ._approximate import Approximation
 from ._drilldown import DrillDown
 from ._graph import Node, ValueId
-from ._operators import Algorithm, Kind
+from ._operators import Algorithm, Kind, Rule
 from ._ops import convolution_block, join_block
 from ._plan import Plan
 
@@ -95,7 +95,7 @@ def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
         patch: tuple[int, ...] = ()
         read: tuple[int, ...] = ()
         if rule is not None:
-            kind = "global" if rule.is_global else "local"
+            kind = "global" if _on_volumes(plan, rule) else "local"
             boxes = [group.boxes[value] for group in plan.groups]
             sizes = [tuple(b.size for b in box if b is not None) for box in boxes]
             patch = tuple(max(column) for column in zip(*sizes, strict=True))
@@ -117,6 +117,11 @@ def _rows(plan: Plan, clock: dict[ValueId, float] | None) -> list[OperatorRow]:
             )
         )
     return rows
+
+
+def _on_volumes(plan: Plan, rule: Rule) -> bool:
+    """Whether the operator of a rule needs whole volumes in every group."""
+    return all(rule.on_volumes(group.boxes) for group in plan.groups)
 
 
 def _name(node: Node) -> str:
@@ -143,7 +148,7 @@ def _totals(plan: Plan, approximation: Approximation) -> str:
     global_rows = {
         node.name
         for node, rule in zip(plan.analysis.graph.nodes, plan.analysis.rules, strict=True)
-        if rule is None or rule.is_global
+        if rule is None or _on_volumes(plan, rule)
     }
     lines = [
         f"windows {plan.grid.total} ({' x '.join(str(c) for c in plan.grid.counts)}), "

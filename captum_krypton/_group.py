@@ -113,11 +113,9 @@ class _Batch:
 class _Movable:
     """Rows of a group that a tensor names: a captured graph reads it anew at every replay."""
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.rows, self.values = rows, dict[ValueId, Tensor]()
-        # Another order than any replay's: what ran at its capture gives itself away.
-        self.numbers = torch.arange(rows, device=device).flip(0)
-        self._first = torch.arange(rows, device=device)
+    def __init__(self, rows: int, numbers: Tensor) -> None:
+        self.rows, self.values, self.numbers = rows, dict[ValueId, Tensor](), numbers
+        self._first = torch.arange(rows, device=numbers.device)
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}  # with the table, so that no id repeats
 
     def move(self, start: int) -> None:
@@ -165,7 +163,6 @@ class GroupRun:
         self.steps: list[tuple[Node, Step, tuple[ValueId, ...]]] = []
         self.readers: dict[ValueId, Callable[[Frame], Tensor]] = {}
         self._captured: _Captured | None = None
-        self._refused = False
         if len(self.order):
             self.image_rows = self._to_device(self.image)
             self._prepare_input()
@@ -233,6 +230,12 @@ class GroupRun:
             return Patches(base, patch, frame.of(image), frame.of(offset), own)
 
         return patches
+
+    def rows_of_images(self) -> Tensor:
+        return self.image_rows
+
+    def derived(self, value: ValueId, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.base.derived((value, name), lambda: make(self.base.kept[value]))
 
     def packed(self, value: ValueId, algorithm: Algorithm, groups: int) -> PackedWeight:
         key = (value, algorithm)
@@ -377,7 +380,7 @@ class GroupRun:
             yield rows, self.order[start : start + rows], values
             start += rows
 
-    def replayed(self, statistics: RunStatistics, pool: Any, *, again: bool) -> Batches:
+    def replayed(self, statistics: RunStatistics, pool: _replay.Pool, *, again: bool) -> Batches:
         """Runs the group like `batches`, in batches of one size: one captured, the rest replayed.
 
         The last one begins early enough to be full; its first rows are then those of the one
@@ -385,7 +388,7 @@ class GroupRun:
 
         Args:
             statistics: counts.
-            pool: the memory of graphs (see `_replay.Graph`).
+            pool: the memory of graphs.
             again: whether the group is run once more, so that even one batch is worth a capture.
         """
         total = len(self.order)
@@ -395,10 +398,11 @@ class GroupRun:
         for left in range(number, 0, -1):
             start = min(done, total - rows)
             try:
-                worth = again or 1 < left < number
-                if worth and self._captured is None and not self._refused:
+                worth = total > 1 and (again or 1 < left < number)
+                if worth and self._captured is None and pool.usable:
                     self._capture(start, rows, pool)
-                if self._captured is not None and self._captured.frame.rows == rows:
+                usable = self._captured is not None and pool.usable
+                if self._captured is not None and usable and self._captured.frame.rows == rows:
                     values = self._captured.replay(start)
                     statistics.replayed += 1
                 else:
@@ -406,7 +410,7 @@ class GroupRun:
             except RuntimeError as error:
                 if rows == 1 or not out_of_memory(error):
                     raise
-                self._captured = None
+                self._captured, pool.usable = None, False
                 statistics.batch_size = rows // 2
                 yield from self.batches(statistics, done)
                 return
@@ -414,10 +418,13 @@ class GroupRun:
             yield start + rows - done, self.order[start : start + rows], values
             done = start + rows
 
-    def _capture(self, start: int, rows: int, pool: Any) -> None:
+    def _capture(self, start: int, rows: int, pool: _replay.Pool) -> None:
         """Captures a batch, and compares what a replay gives with the batch itself."""
-        expected = self._values(_Batch(start, rows))  # whatever is made on first use, too
-        frame = _Movable(rows, self.device)
+        with _replay.capture_stream(self.device):  # what is made on first use is made there, too
+            expected = self._values(_Batch(start, rows))
+        # Other rows than those: work that runs at its capture gives itself away.
+        others = (torch.arange(rows, device=self.device) + (start + 1)) % len(self.order)
+        frame = _Movable(rows, others)
         try:
             graph = _replay.Graph(lambda: self._values(frame), pool, self.device)
             captured = _Captured(frame, graph)
@@ -425,17 +432,17 @@ class GroupRun:
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
-            self._refuse(f"{type(error).__name__}: {error}")
+            self._refuse(pool, f"{type(error).__name__}: {error}")
             return
         material = self.material
         outcomes = [run_tail(self.plan, material.constants, v, rows) for v in (found, expected)]
         if _replay.alike(*outcomes):
             self._captured = captured
         else:
-            self._refuse("a replay gives other values than the operators do")
+            self._refuse(pool, "a replay gives other values than the operators do")
 
-    def _refuse(self, reason: str) -> None:
-        self._refused = True
+    def _refuse(self, pool: _replay.Pool, reason: str) -> None:
+        pool.usable = False
         warnings.warn(
             f"a batch cannot be replayed as a CUDA graph, its operators are launched one by one: "
             f"{reason}",

@@ -260,10 +260,11 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
     ) -> Iterator[OcclusionMap]:
         """Ever better maps of one image, to be looked at while they grow.
 
-        The first one is there after a sixteenth of the windows or so (with a threshold, after all
-        of them with it); each that follows has run the windows that it gains most from. They end
-        with the exact map, or where the settings `quality` or `budget` say. Stop whenever one is
-        good enough: nothing runs on.
+        The first one is there after an eighth of the windows, or more where there are few (with a
+        threshold, after all of them with it); each that follows has run the windows that it gains
+        most from. They end with the exact map, or where the settings `quality` or `budget` say.
+        Stop whenever one is good enough: nothing runs on. Inputs may be written over meanwhile; the
+        model must stay as it is.
 
         Takes the arguments of `attribute`, for one input with one example.
 
@@ -275,6 +276,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             AssertionError: for arguments that Captum refuses, several inputs or examples, or a
                 `KryptonOcclusion` with `drill_down`; see `ArgumentError`.
             IndexError: for a target that the output does not have.
+            RuntimeError: (while it runs) where the model or autocast has changed since it began.
         """
         call = make_call(
             inputs,

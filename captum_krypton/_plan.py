@@ -353,7 +353,7 @@ def _group(
     rooms: dict[ValueId, float] = {}
     for node, rule, cost in zip(graph.nodes, analysis.rules, costs, strict=True):
         local = [v for v in dict.fromkeys(node.operands()) if v in boxes]
-        if rule is None or rule.is_global:
+        if rule is None or rule.on_volumes(boxes):
             if _is_shared(analysis, node):
                 seconds.append(0.0)
                 macs.append(0.0)
@@ -389,6 +389,9 @@ def _group(
                 call += rates.call
                 moved = cost.elements * room * rates.element
                 spent = cost.seconds * room if spent is None else spent + moved
+                if all(box is None for box in boxes[value]):  # it reads patches, and the base there
+                    read = sum(math.prod(graph.size(v, 1)) * rooms.get(v, 1.0) for v in local)
+                    spent += 2 * read * rates.element
             assert spent is not None
             seconds.append(spent)
         macs.append(cost.macs * share)
@@ -431,8 +434,10 @@ def _most_elements(
             if value not in boxes or algorithms.get(node.results[0]) not in (None, Algorithm.TORCH):
                 continue  # kernels read in place
             full = math.prod(graph.size(value, 1))
-            if rule is None or rule.is_global:
+            if rule is None or rule.on_volumes(boxes):
                 gathered += full
+            elif all(box is None for box in boxes[node.results[0]]):
+                gathered += 2 * full * rooms.get(value, 1.0)
             elif not isinstance(rule, PatchRule) or not same_boxes(
                 boxes[value], boxes[node.results[0]]
             ):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "alike", "new_pool", "settings"]
+__all__ = ["Graph", "Pool", "alike", "capture_stream", "settings"]
 
 T = TypeVar("T")
 
@@ -22,25 +24,45 @@ class Graph(Generic[T]):
 
     Args:
         work: launches kernels, without waiting for them or for data of the host.
-        pool: from `new_pool`: memory that graphs share which never run at the same time.
+        pool: memory that graphs share which never run at the same time.
         device: the GPU.
 
     Raises:
         RuntimeError: where the work cannot be captured.
     """
 
-    def __init__(self, work: Callable[[], T], pool: Any, device: torch.device) -> None:
+    def __init__(self, work: Callable[[], T], pool: Pool, device: torch.device) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # PyTorch's own stream for captures is of one device alone, and another's work would pass it
-        # by. Other threads, such as a loader's, may go on with theirs.
-        stream = _stream(device)
-        kept = torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local")
-        with torch.cuda.device(device), kept:
-            self.result = work()
+        with _CAPTURES, capture_stream(device):
+            torch.cuda.synchronize(device)
+            # Other threads, such as a loader's, may go on with their own work.
+            self._graph.capture_begin(pool.handle, capture_error_mode="thread_local")
+            try:
+                self.result = work()
+            except BaseException:
+                with suppress(RuntimeError):  # of the same cause, and less clear
+                    self._graph.capture_end()
+                raise
+            self._graph.capture_end()
 
     def replay(self) -> None:
         """Runs the work on the current stream."""
         self._graph.replay()
+
+
+class Pool:
+    """Memory of graphs that never run at the same time.
+
+    Attributes:
+        usable: false once a capture has failed: what is left of it there is unknown.
+    """
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        self.usable = True
+
+
+_CAPTURES = threading.Lock()  # one at a time in a process
 
 
 @functools.cache
@@ -49,20 +71,34 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def new_pool() -> Any:
-    """Memory for graphs that never run at the same time."""
-    return torch.cuda.graph_pool_handle()
+@contextmanager
+def capture_stream(device: torch.device) -> Iterator[None]:
+    """Work runs on the stream of captures, after what came before and before what follows."""
+    if device.type != "cuda":
+        yield
+        return
+    stream, current = _stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.device(device), torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
 
 
 def settings(device: torch.device) -> tuple[Any, ...]:
     """What a graph holds on to besides its tensors: PyTorch's settings, and the stream."""
-    backends = torch.backends
+    backends, products = torch.backends, torch.backends.cuda.matmul
     if hasattr(backends.cudnn, "conv"):  # since PyTorch 2.9, which forbids to mix both ways
-        precision = (backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision)
+        precision = (products.fp32_precision, backends.cudnn.conv.fp32_precision)
     else:
-        precision = (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)
+        precision = (products.allow_tf32, backends.cudnn.allow_tf32)
     return (
         *precision,
+        products.allow_fp16_reduced_precision_reduction,
+        products.allow_bf16_reduced_precision_reduction,
+        backends.cuda.flash_sdp_enabled(),
+        backends.cuda.mem_efficient_sdp_enabled(),
+        backends.cuda.cudnn_sdp_enabled(),
+        backends.cuda.math_sdp_enabled(),
         backends.cudnn.enabled,
         backends.cudnn.benchmark,
         backends.cudnn.deterministic,

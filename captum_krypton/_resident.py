@@ -10,11 +10,12 @@ from typing import Any
 
 from . import _replay
 from ._base import FILL, Base
-from ._group import Batches, GroupRun, Material, RunStatistics
+from ._group import Batches, GroupRun, Material, RunStatistics, out_of_memory
 
 __all__ = ["Resident", "Residents"]
 
-_KEPT = 2  # each holds a base and the values of a batch
+# For each input: images that do not fit side by side come in parts of two sizes.
+_KEPT = 2
 
 
 class Resident:
@@ -24,7 +25,7 @@ class Resident:
         self.material = material  # alive, as its plan's identity is in the key
         self.base = base.clone()
         self.groups = [GroupRun(material, g, self.base) for g in material.plan.groups]
-        self.pool = _replay.new_pool()
+        self.pool = _replay.Pool()
         self.runs = 0
 
     def load(self, base: Base) -> None:
@@ -43,20 +44,34 @@ class Residents:
     """The groups that ran last, by what their graphs depend on.
 
     One thread has them at a time; others run their batches by the operators.
+
+    Args:
+        inputs: how many inputs are occluded in turn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 1) -> None:
+        self._most = _KEPT * inputs
         self._entries: OrderedDict[tuple[Any, ...], Resident] = OrderedDict()
         self._lock = threading.Lock()
 
     @contextmanager
     def of(self, material: Material, base: Base) -> Iterator[Resident | None]:
-        """The groups of a plan, with a base loaded; None while another thread has them."""
+        """The groups of a plan, with a base loaded.
+
+        None while another thread has them, and where there is no memory for them.
+        """
         if not self._lock.acquire(blocking=False):
             yield None
             return
         try:
-            yield self._take(material, base)
+            try:
+                resident = self._take(material, base)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self._entries.clear()
+                resident = None
+            yield resident
         finally:
             self._lock.release()
 
@@ -65,7 +80,7 @@ class Residents:
         fill = tuple(base.kept[FILL].shape) if FILL in base.kept else material.fill
         key = (id(material.plan), original.shape[0], fill, *_replay.settings(original.device))
         if key not in self._entries:
-            while len(self._entries) >= _KEPT:
+            while len(self._entries) >= self._most:
                 self._entries.popitem(last=False)
             self._entries[key] = Resident(material, base)
         self._entries.move_to_end(key)

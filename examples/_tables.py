@@ -342,7 +342,12 @@ def estimate_table(results: list[dict[str, Any]]) -> str:
             f"{apart[0]:+.3f}",
         ]
 
-    judged = {r["network"]: [row for row in r["rows"] if quality_of(row["way"])] for r in results}
+    judged = {
+        f"{result['network']}, stride {result['stride']}": [
+            row for row in result["rows"] if quality_of(row["way"])
+        ]
+        for result in results
+    }
     every = [row for rows in judged.values() for row in rows]
     rows = [cells(name, found) for name, found in judged.items()]
     for target in sorted({quality_of(row["way"]) for row in every}):

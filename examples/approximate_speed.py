@@ -28,9 +28,10 @@ NETWORKS = {"vgg16": 224, "resnet18": 224, "inception_v3": 299}
 QUALITIES = ("quality 0.8", "quality 0.9", "quality 0.95")
 
 
-def shares() -> dict[str, float]:
-    """The median share of windows that each quality took, over all networks and photographs."""
-    rows = [row for result in approximations() for row in result["rows"]]
+def shares(stride: int) -> dict[str, float]:
+    """The median share of windows that each quality took with a stride, over what was measured."""
+    found = [result for result in approximations() if result["stride"] == stride]
+    rows = [row for result in found for row in result["rows"]]
     return {
         way: statistics.median(row["windows"] for row in rows if row["way"] == way)
         for way in QUALITIES
@@ -51,7 +52,7 @@ def measure(name: str, side: int, options: argparse.Namespace) -> dict[str, Any]
     ways = {"exact": exact}
     for tau in (0.8, 0.6, 0.4):
         ways[f"threshold {tau:g}"] = KryptonOcclusion(network, projective_field_threshold=tau)
-    for way, share in shares().items():
+    for way, share in shares(options.stride).items():
         budget = Budget(windows=max(round(share * total), 100))
         ways[f"{way}, {share:.0%} of the windows"] = KryptonOcclusion(network, budget=budget)
     rows = []
@@ -73,7 +74,7 @@ def measure(name: str, side: int, options: argparse.Namespace) -> dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--size", type=int, help="side of the images (default: the network's own)")
     parser.add_argument("--window", type=int, default=16, help="side of a window in pixels")
     parser.add_argument("--stride", type=int, default=8, help="in pixels")

@@ -101,7 +101,8 @@ def measure(
         side["seconds"] = statistics.median(side["seconds_per_window"]) * windows
         if name not in INCREMENTAL:
             side["windows_timed"] = min(batch[name] * batches[name], windows)
-    sides["krypton"]["report"] = processes["krypton"].call("report")
+    for name in set(processes) & set(INCREMENTAL):
+        sides[name]["report"] = processes[name].call("report")
     at_our_batch = captum_memory(task, min(sides["krypton"]["report"]["batch_size"], windows))
     sides["krypton"]["captum_memory_peak_mib"] = at_our_batch
     # After the peak is read: this makes a float64 copy of the network.

@@ -26,6 +26,7 @@ import torch
 from _shared import build_network, load_image, machine, to_input
 from compare_with_captum import compare, print_table
 from compare_with_captum import parse as parse_comparison
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from captum_krypton import KryptonOcclusion, backend_info
@@ -123,7 +124,9 @@ def profile(name: str, size: int, stride: int, device: str) -> dict[str, Any]:
             torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     field = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    spent = {row.key: getattr(row, field) / 1e6 for row in profiled.key_averages()}
+    kind = DeviceType.CUDA if device == "cuda" else DeviceType.CPU  # else launches count, too
+    rows = [row for row in profiled.key_averages() if row.device_type == kind]
+    spent = {row.key: getattr(row, field) / 1e6 for row in rows}
     ranked = sorted(spent.items(), key=lambda pair: -pair[1])
     return {
         "model": name,
@@ -174,6 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ]
             compared = compare(parse_comparison(asked))
             print_table(compared)
+            replayed = compared["sides"].get("replayed", {}).get("report", {})
+            if replayed.get("batches_replayed") == 0:
+                print(f"{name}: no batch was replayed")
+                result["tests"]["passed"] = False
             result["networks"].append(compared)
         found = profile(
             name, options.size or NETWORKS.get(name, 224), options.stride, options.device

@@ -49,6 +49,13 @@ def memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+class HostPool:
+    """Stands in for `captum_krypton._replay.Pool`: memory is the host's."""
+
+    def __init__(self) -> None:
+        self.usable = True
+
+
 class HostGraph(Generic[T]):
     """Stands in for `captum_krypton._replay.Graph`, with the same arguments.
 

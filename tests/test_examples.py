@@ -265,8 +265,8 @@ def test_estimates(tmp_path: Path, examples: None) -> None:
         for number in range(-1, 4)
     ]
     rows.append({"way": "threshold 0.6", "ssim": 0.1, "estimated": None})
-    table = estimate_table([{"network": "one", "rows": rows}]).splitlines()
-    assert table[2] == "| one | 5 | 4 of 5 | -0.010 | -0.028 | -0.030 |"
+    table = estimate_table([{"network": "one", "stride": 4, "rows": rows}]).splitlines()
+    assert table[2] == "| one, stride 4 | 5 | 4 of 5 | -0.010 | -0.028 | -0.030 |"
     assert table[-1].startswith("| all | 5 |")
     picture = tmp_path / "estimates.png"
     estimates.main([f"--figure={picture}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -136,3 +137,45 @@ def test_what_cannot_be_captured_comes_as_one_map(image: Tensor) -> None:
         (heat,) = KryptonOcclusion(Draws()).growing(image, **QUESTION, target=0)
     assert heat.report.path == "captum"
     assert heat.report.windows_evaluated == heat.report.windows
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_may_be_written_over_meanwhile(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    model = small_network().to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, 48, 48, generator=generator).to(dtype, memory_format=layout)
+    baseline = torch.randn(1, 3, 48, 48, generator=generator).to(dtype, memory_format=layout)
+    asked = {**QUESTION, "baselines": baseline}
+    whole = KryptonOcclusion(model).heatmap(image, **asked)
+    growing = KryptonOcclusion(model).growing(image, **asked)
+    next(growing)
+    image.normal_()
+    baseline.normal_()
+    *_, last = growing
+    torch.testing.assert_close(last.scores, whole.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_changes_meanwhile_is_noticed(model: nn.Module, image: Tensor) -> None:
+    growing = KryptonOcclusion(model).growing(image, **QUESTION)
+    next(growing)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(RuntimeError, match="has changed since this map began to grow"):
+        next(growing)
+    growing = KryptonOcclusion(model).growing(image, **QUESTION)
+    next(growing)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="has changed"):
+        next(growing)
+
+
+def test_the_callers_time_is_not_the_maps(model: nn.Module, image: Tensor) -> None:
+    began, slept, reports = time.perf_counter(), 0.0, []
+    for heat in KryptonOcclusion(model).growing(image, **QUESTION):
+        reports.append(heat.report)
+        if slept < 1:
+            time.sleep(0.5)
+            slept += 0.5
+    assert reports[-1].seconds <= time.perf_counter() - began - slept

@@ -7,19 +7,21 @@ real graph would not do anew, it does not do either: it shows stale images, wind
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
 import torch
 from captum.attr import Occlusion
-from graph_on_host import HostGraph
+from graph_on_host import HostGraph, HostPool
 from hypothesis import given, settings
 from networks import networks
 from test_execute import expected, question
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion, _replay
+from captum_krypton._base import Base
 from captum_krypton._compile import Compiled
 from captum_krypton._execute import Execution
 from captum_krypton._resident import Residents
@@ -29,7 +31,7 @@ from captum_krypton._resident import Residents
 def graphs_on_the_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_replay, "Graph", HostGraph)
-        patch.setattr(_replay, "new_pool", lambda: None)
+        patch.setattr(_replay, "Pool", HostPool)
         yield
 
 
@@ -43,8 +45,8 @@ class Runs:
         )
         self.residents = Residents()
 
-    def __call__(self, images: Tensor, baseline: Any = 0.0) -> tuple[Tensor, Execution]:
-        run = Execution(
+    def execution(self, images: Tensor, baseline: Any = 0.0) -> Execution:
+        return Execution(
             self.plan,
             self.compiled.constants,
             (images,),
@@ -54,6 +56,9 @@ class Runs:
             packs=self.compiled.packs,
             residents=self.residents,
         )
+
+    def __call__(self, images: Tensor, baseline: Any = 0.0) -> tuple[Tensor, Execution]:
+        run = self.execution(images, baseline)
         rows: list[int] = []
         with torch.no_grad():
             scores = run.run(rows.append)
@@ -72,7 +77,7 @@ def test_every_map_is_that_of_its_own_images(
     runs = Runs(network, question(images), most)
     untouched = images.clone()
     for number in range(3):
-        x = images.roll(number, 0) + number
+        x = images.roll(number, 0) + number if number else images
         fill: Any = baseline
         if baseline == "each":
             fill = torch.rand_like(x)
@@ -106,16 +111,104 @@ def test_other_numbers_of_images_and_baselines_are_other_graphs(
         torch.testing.assert_close(scores, expected(network, question(x, baselines=fill)))
 
 
-def test_settings_that_a_graph_holds_on_to_are_in_its_key(
-    network: nn.Module,
-    images: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "cudnn": lambda: torch.backends.cudnn.flags(enabled=False),
+    "benchmark": lambda: torch.backends.cudnn.flags(enabled=True, benchmark=True),
+    "products": lambda: changed(torch.backends.cuda.matmul, "allow_tf32", True),
+    "sums": lambda: changed(
+        torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False
+    ),
+    "attention": lambda: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference": lambda: torch.inference_mode(),
+}
+
+
+@contextmanager
+def changed(thing: Any, name: str, value: bool) -> Iterator[None]:
+    before = getattr(thing, name)
+    setattr(thing, name, value)
+    try:
+        yield
+    finally:
+        setattr(thing, name, before)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_that_a_graph_holds_on_to_are_in_its_key(setting: str) -> None:
+    device = torch.device("cpu")
+    before = _replay.settings(device)
+    with SETTINGS[setting]():
+        assert _replay.settings(device) != before
+
+
+def test_other_settings_are_other_graphs(network: nn.Module, images: Tensor) -> None:
     runs = Runs(network, question(images), 16)
     runs(images)
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    _, run = runs(images)
+    with torch.backends.cudnn.flags(enabled=False):
+        _, run = runs(images)
     assert run.statistics.replayed < run.statistics.batches  # its first batch is run once more
+
+
+class Counting(HostGraph[Any]):
+    """Counts captures."""
+
+    made = 0
+
+    def __init__(self, work: Any, pool: Any, device: Any) -> None:
+        super().__init__(work, pool, device)
+        Counting.made += 1
+
+
+@pytest.mark.parametrize("inputs", [1, 3])
+def test_nothing_is_captured_twice(
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, inputs: int
+) -> None:
+    """Not for several inputs that are occluded in turn, nor for images in parts."""
+    monkeypatch.setattr(_replay, "Graph", Counting)
+    residents = Residents(inputs)
+    runs = [Runs(network, question(images), 10) for _ in range(inputs)]
+    for each in runs:
+        each.residents = residents
+    made = []
+    for _ in range(4):
+        Counting.made = 0
+        for each in runs:
+            each(images)
+            each(images[:2])
+        made.append(Counting.made)
+    assert made[0] > 0
+    assert made[2:] == [0, 0]
+
+
+def test_an_error_in_the_middle_leaves_nothing_behind(network: nn.Module, images: Tensor) -> None:
+    runs = Runs(network, question(images), 10)
+    runs(images)
+
+    class Stop(Exception):
+        pass
+
+    def stop(rows: int) -> None:
+        raise Stop
+
+    run = runs.execution(images + 1)
+    with torch.no_grad(), pytest.raises(Stop):
+        run.run(stop)
+    scores, run = runs(images + 2)
+    torch.testing.assert_close(scores, expected(network, question(images + 2)))
+    assert run.statistics.replayed == run.statistics.batches
+
+
+def test_no_memory_for_what_is_resident(
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(base: Base) -> Base:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Base, "clone", full)
+    scores, run = Runs(network, question(images), 10)(images)
+    torch.testing.assert_close(scores, expected(network, question(images)))
+    assert run.statistics.replayed == 0
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -180,10 +273,9 @@ def test_a_graph_that_gives_something_else_is_not_used(
     assert run.statistics.replayed == 0
 
 
+@pytest.mark.parametrize("most", [1, 10, 10_000])
 def test_work_that_runs_at_its_capture_is_noticed(
-    network: nn.Module,
-    images: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """As on a stream of another device: the graph is empty, and its memory holds some result."""
 
@@ -195,11 +287,12 @@ def test_work_that_runs_at_its_capture_is_noticed(
             pass
 
     monkeypatch.setattr(_replay, "Graph", Empty)
-    runs = Runs(network, question(images), 10)
+    runs = Runs(network, question(images), most)
     with pytest.warns(RuntimeWarning, match="other values"):
-        scores, run = runs(images)
-    torch.testing.assert_close(scores, expected(network, question(images)))
-    assert run.statistics.replayed == 0
+        for number in range(2):  # the second captures at the first row
+            scores, run = runs(images + number)
+            torch.testing.assert_close(scores, expected(network, question(images + number)))
+            assert run.statistics.replayed == 0
 
 
 def test_out_of_memory_halves_the_batch(

@@ -134,8 +134,14 @@ class Group(Protocol):
     def offsets(self, boxes: Boxes) -> Tensor:
         """The first cell of every window's box, (windows, axes)."""
 
+    def rows_of_images(self) -> Tensor:
+        """The image of every window, (windows,)."""
+
     def extents(self, boxes: Boxes) -> Tensor | None:
         """How many cells of every window's box count, (windows, axes); None where all do."""
+
+    def derived(self, value: ValueId, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives for a value of the untouched images, made once under this name."""
 
     def packed(self, value: ValueId, algorithm: Algorithm, groups: int) -> PackedWeight:
         """A constant weight in the order of the kernels."""
@@ -207,6 +213,10 @@ class Rule(ABC):
         dim = self.view.dims[value][axis]
         assert dim is not None
         return centre * (self.size(axis) / self.view.shape(value)[dim])
+
+    def on_volumes(self, boxes: dict[ValueId, Boxes]) -> bool:
+        """Whether it runs on whole volumes where the operands' patches lie in `boxes`."""
+        return self.is_global
 
     def alignment(self, axis: int) -> tuple[int, int]:
         """(modulus, residue) that the offsets of the output's patches must have."""
