@@ -221,6 +221,20 @@ class ReplayedSide(KryptonSide):
     cuda_graphs = True
 
 
+class ReferenceSide(KryptonSide):
+    """captum-krypton without compiled kernels: incremental inference in plain PyTorch.
+
+    Capture and plan are made here. There is nothing to pack, so the first map is like later ones.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        from captum_krypton import KryptonOcclusion
+
+        self.occlusion = KryptonOcclusion(self.network, self_check=False)
+        self.occlusion.explain(self.x, target=task.target, **task.windows())
+
+
 SIDES: dict[str, tuple[type[Side], dict[str, str]]] = {
     "captum": (CaptumSide, {}),
     "captum_kept": (CaptumSide, KEEP_MEMORY),
@@ -228,7 +242,7 @@ SIDES: dict[str, tuple[type[Side], dict[str, str]]] = {
     "compiled": (CompiledSide, KEEP_MEMORY),
     "krypton": (KryptonSide, {}),
     "replayed": (ReplayedSide, {}),
-    "reference": (KryptonSide, {"KRYPTON_BACKEND": "reference"}),  # no compiled kernels
+    "reference": (ReferenceSide, {"KRYPTON_BACKEND": "reference"}),
 }
 
 

@@ -281,8 +281,7 @@ def captum_seconds(case: Timed, sample: int) -> tuple[float, int]:
             case.network, case.x, case.target, batch, batches, **windows
         )
 
-    candidates = tuple(batch for batch in (1, 4, BATCH) if 3 * batch <= case.windows) or (1,)
-    batch = fastest_batch(seconds, candidates, case.windows)
+    batch = fastest_batch(seconds, (1, 4), case.windows)
     batches = max(1, min(sample // batch, case.windows // batch - 2))
     return seconds(batch, batches) * case.windows, batch
 

@@ -66,7 +66,7 @@ FULL = {
     "network": TRAINED,
     "weights": None,
     "images": None,
-    "count": 4,
+    "count": 3,
     "target": 0.9,
     "window": 16,
     "stride": 8,
@@ -151,7 +151,6 @@ def plain_torch(case: Timed) -> dict[str, Any]:
         threads = torch.get_num_threads()
         task = Task(str(file), case.x, case.target, case.window, case.stride, "cpu", threads)
         process = Process("reference", task)
-        process.call("seconds")
         seconds = process.call("seconds")
         report = process.call("report")
         process.close()
@@ -170,13 +169,13 @@ def draw(result: dict[str, Any]) -> Figure:
     (panels,) = figure.subplots(1, len(names), squeeze=False, sharey=True)
     for panel, name in zip(panels, names, strict=True):
         found = [row for row in rows if row["network"] == name]
-        labels = [row.get("settings_of", row["side"]) for row in found]
+        labels = [" ".join((row["side"], row.get("settings_of", ""))) for row in found]
         at = range(len(found))
         panel.bar(at, [row["speedup"] for row in found], label="here")
         paper = [(i, row["paper"]) for i, row in enumerate(found) if row["paper"]]
         if paper:
             panel.plot(*zip(*paper, strict=True), "k_", markersize=14, label="the paper, CPU")
-        panel.set_xticks(list(at), labels, rotation=60, ha="right", fontsize="small")
+        panel.set_xticks(list(at), labels, rotation=60, ha="right", fontsize="x-small")
         panel.set(title=name)
         log_axis(panel)
     panels[0].set_ylabel("speed-up over naive")

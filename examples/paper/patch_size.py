@@ -4,8 +4,8 @@
 
 Exact maps of networks with random weights, over forward passes in batches. Theory is Eq. 17 for a
 patch at the centre, and what captum-krypton counts over the map. The paper's maps stay below its
-theory. Winograd's algorithm makes fewer products than theory counts, and can go beyond it. The
-paper's stride is 4. About four minutes on two CPU cores.
+theory. Winograd's algorithm makes fewer products than theory counts, so maps here go beyond it. The
+paper's stride is 4; here it is 8, and 16 for Inception v3. About three minutes on two CPU cores.
 """
 
 from __future__ import annotations
