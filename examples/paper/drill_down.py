@@ -41,7 +41,7 @@ FULL = {
     "network": TRAINED,
     "weights": None,
     "images": None,
-    "count": 3,
+    "count": 2,
     "window": 16,
     "stride": 8,
     "fractions": (0.1, 0.2, 0.3, 0.4, 0.5),
