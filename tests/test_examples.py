@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -509,6 +510,27 @@ def test_paper_equations(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(4):
         span = span.filtered(3, 1, 1, 7, 5 / 7)
     assert span == Span(1, 5)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+def test_paper_networks_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import torchvision
+
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "paper"), *sys.path])
+    from _paper import judged
+
+    tuned = torchvision.models.get_model(name, num_classes=4).eval()
+    torch.save(tuned.state_dict(), tmp_path / "weights.pt")
+    settings = SimpleNamespace(network=name, weights=str(tmp_path / "weights.pt"), images=None)
+    found = judged(settings, 1)
+    ((_, image),) = found.images.items()
+    with torch.no_grad():
+        assert torch.equal(found.probabilities(image), tuned(image).softmax(1))
+    settings.weights = None
+    with pytest.raises(SystemExit, match="needs --weights"):
+        judged(settings, 1)
 
 
 def test_efficientnet_weights_are_the_trained_ones(examples: None) -> None:
