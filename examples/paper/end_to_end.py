@@ -12,7 +12,7 @@ network's is tuned for the target SSIM on images other than the one explained. T
 on weights nor on images, but what a threshold does to SSIM does.
 
 The paper's speed-ups are of its later version, on a CPU with 8 threads and PyTorch 0.4. There its
-exact side runs PyTorch's own kernels, as plain PyTorch does here. About six minutes on two CPU
+exact side runs PyTorch's own kernels, as plain PyTorch does here. About seven minutes on two CPU
 cores.
 """
 
@@ -66,7 +66,7 @@ FULL = {
     "network": TRAINED,
     "weights": None,
     "images": None,
-    "count": 3,
+    "count": 4,
     "target": 0.9,
     "window": 16,
     "stride": 8,
