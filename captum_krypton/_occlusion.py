@@ -366,7 +366,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         """The projective field threshold for a quality, from a sample of images (Section 4.4).
 
         Makes the heat map of the predicted class of every image, exactly and at every threshold,
-        and fits a second degree curve to their structural similarity.
+        and fits a second degree curve to their structural similarity. Where the curve meets the
+        target but the sample's mean does not, the next larger threshold tried is taken.
 
         Args:
             images: the sample: a tensor (N, ...), or an iterable of tensors (N, ...), of images

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_krypton import KryptonOcclusion, Tuning, ssim
-from captum_krypton._tuning import THRESHOLDS, chosen, sample
+from captum_krypton._tuning import THRESHOLDS, chosen, sample, tuned
 
 QUESTION: dict[str, Any] = {"sliding_window_shapes": (3, 6, 6), "strides": (3, 2, 2)}
 
@@ -78,6 +78,24 @@ def test_the_chosen_threshold_is_the_smallest_that_meets_the_target(
         assert found == pytest.approx(min(meets, default=1.0), abs=0.0101)
 
 
+def test_quality_that_falls_in_steps() -> None:
+    """Two thirds of the thresholds look alike: the curve meets the target where no image does."""
+    plain = np.random.default_rng(0).normal(size=(12, 12))
+
+    def maps(image: Tensor, threshold: float) -> Tensor:
+        step = 0.0 if threshold > 0.85 else 0.25 if threshold > 0.55 else 1.2
+        noise = np.random.default_rng(int(image.sum())).normal(size=plain.shape)
+        return torch.from_numpy(plain + step * noise)
+
+    images = [torch.full((1,), float(number)) for number in range(3)]
+    at = [ssim(plain, maps(images[0], t).numpy()) for t in THRESHOLDS]
+    target = (at[2] + 1) / 2  # above the second step
+    threshold, table, own, _ = tuned(maps, images, [], target, THRESHOLDS, lambda: None)
+    assert chosen(THRESHOLDS, table, target) < 0.85 < threshold == 0.9
+    assert own == [row[1] for row in table]
+    assert np.mean(own) >= target
+
+
 def test_a_tuning_from_images_to_a_map(tmp_path: Path) -> None:
     network = small_network()
     krypton = KryptonOcclusion(network)
@@ -87,6 +105,7 @@ def test_a_tuning_from_images_to_a_map(tmp_path: Path) -> None:
     assert [row[0] for row in tuning.ssim] == [1.0] * 4
     assert (len(tuning.at_threshold), len(tuning.held_out)) == (4, 3)
     assert tuning.predicted(tuning.threshold) >= 0.9 or tuning.threshold == 1
+    assert np.mean(tuning.at_threshold) >= 0.9
 
     first = images(1)
     exact = krypton.heatmap(first, **QUESTION)
