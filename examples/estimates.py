@@ -9,6 +9,7 @@ scatter. Every point is one map that was asked for an SSIM of 0.8, 0.9 or 0.95.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def draw(results: list[dict[str, Any]]) -> Figure:
     lowest = min(min(row["ssim"], row["estimated"]) for row in rows) - 0.01
     panel.plot([lowest, 1], [lowest, 1], color="0.6", linewidth=1)
     targets = sorted({quality_of(row["way"]) for row in rows})
-    for result, mark in zip(results, MARKS, strict=False):
+    for result, mark in zip(results, itertools.cycle(MARKS), strict=False):
         for number, target in enumerate(targets):
             own = [row for row in result["rows"] if quality_of(row["way"]) == target]
             panel.scatter(
