@@ -180,7 +180,9 @@ class KryptonSide(Side):
         from captum_krypton import KryptonOcclusion, backend_info
 
         started = time.perf_counter()
-        self.backend = str(backend_info())
+        info = backend_info()
+        file = None if info.path is None else Path(info.path).name  # results name no folder
+        self.backend = str(dataclasses.replace(info, path=file))
         self.load_seconds = time.perf_counter() - started
         self.occlusion = KryptonOcclusion(self.network, cuda_graphs=self.cuda_graphs)
         self.heat: Any = None

@@ -148,9 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", help="write everything measured to this file")
     options = parser.parse_args(arguments)
+    backend = backend_info(options.device)
     result: dict[str, Any] = {
         "machine": machine(options.device),
-        "backend": str(backend_info(options.device)),
+        "backend": {"name": backend.name, "reasons": backend.reasons},
         "tests": run_tests() if options.device == "cuda" else "rehearsal",
         "bandwidth": bandwidth(options.device),
         "networks": [],
