@@ -25,7 +25,7 @@ class Base:
 
     def __init__(self, kept: dict[ValueId, Tensor], last: bool) -> None:
         self.kept, self.last = kept, last
-        self._derived: dict[Hashable, tuple[Tensor, Callable[[], Tensor] | None]] = {}
+        self._derived: dict[Hashable, tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def clone(self) -> Base:
         """The same values in memory that nothing else uses."""
@@ -36,10 +36,9 @@ class Base:
         for value, tensor in self.kept.items():
             tensor.copy_(other.kept[value])
         for tensor, make in self._derived.values():
-            if make is not None:
-                made = make()
-                if made.data_ptr() != tensor.data_ptr():
-                    tensor.copy_(made)
+            made = make()
+            if made.data_ptr() != tensor.data_ptr():  # else a view of what is loaded
+                tensor.copy_(made)
 
     def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, made once; `load` makes it anew."""
@@ -49,9 +48,4 @@ class Base:
 
     def block(self, value: ValueId, dims: Dims, tensor: Tensor) -> Tensor:
         """`tensor`, a constant or the value's base, as (N, channels, *axes), for the kernels."""
-        key = (value, dims)
-        if value in self.kept:
-            return self.derived(key, lambda: in_layout(to_block(self.kept[value], dims), self.last))
-        if key not in self._derived:
-            self._derived[key] = in_layout(to_block(tensor, dims), self.last), None
-        return self._derived[key][0]
+        return self.derived((value, dims), lambda: in_layout(to_block(tensor, dims), self.last))

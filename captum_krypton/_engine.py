@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._approximate import Approximate, Approximation, Windows, approximate, growing
 from ._arguments import Call, Predicted
-from ._capture import watched
+from ._capture import Capture, watched
 from ._check import Noise, Stale, checked_windows
 from ._compile import CompileCache, Compiled, default_memory_budget, signature
 from ._execute import Execution
@@ -30,6 +30,8 @@ from ._progress import progress
 from ._recorder import NotCapturable
 
 __all__ = ["Engine", "Fallback"]
+
+T = TypeVar("T")
 
 _MOST_ROWS = {"cpu": 64}
 _MOST_ROWS_ELSEWHERE = 256
@@ -118,14 +120,9 @@ class Engine:
             work = self._untouched(call, approximation)
             timed, ran = ran is not None, [] if ran is None else ran
             rest = (show_progress, approximation, timed, started, ran)
-            try:
-                return self._run(call, work, *rest)
-            except Stale:
-                work = self._renewed(call, work, approximation)
-            try:
-                return self._run(call, work, *rest)
-            except Stale as stale:
-                raise Fallback(str(stale)) from None
+            return self._attempted(
+                call, work, approximation, lambda work: self._run(call, work, *rest)
+            )
 
     def growing(
         self, call: Call, approximation: Approximation
@@ -146,20 +143,16 @@ class Engine:
         call = call.detached()
         with _untouched_random_state(call):
             work = self._untouched(call, approximation)
-            try:
+
+            def begun(work: _Work) -> tuple[Capture, OcclusionMap, Iterator[OcclusionMap]]:
                 stages = self._stages(call, work, approximation, started)
-                first = next(stages)
-            except Stale:
-                work = self._renewed(call, work, approximation)
-                stages = self._stages(call, work, approximation, started)
-                try:
-                    first = next(stages)
-                except Stale as stale:
-                    raise Fallback(str(stale)) from None
+                return work.compiled.capture, next(stages), stages
+
+            capture, first, stages = self._attempted(call, work, approximation, begun)
         yield first
         while True:
             with _untouched_random_state(call):  # what the caller draws in between stays drawn
-                if not work.compiled.capture.is_current(self.forward):
+                if not capture.is_current(self.forward):
                     raise RuntimeError(
                         "the model, its mode or autocast has changed since this map began to grow: "
                         "begin again"
@@ -185,12 +178,24 @@ class Engine:
         target = resolve_target(output, call.target)
         return _Work(compiled, output, _select_targets(output, target), target)
 
-    def _renewed(self, call: Call, work: _Work, approximation: Approximation) -> _Work:
-        """The same with the model captured anew."""
-        compiled = self._compiled(call, renew=True)
+    def _attempted(
+        self,
+        call: Call,
+        work: _Work,
+        approximation: Approximation,
+        attempt: Callable[[_Work], T],
+    ) -> T:
+        """What `attempt` gives: where the graph is stale, with the model captured anew."""
+        try:
+            return attempt(work)
+        except Stale:
+            compiled = self._compiled(call, renew=True)
         approximation.check_model(compiled)
         compiled.notes.update(work.compiled.notes)
-        return replace(work, compiled=compiled)
+        try:
+            return attempt(replace(work, compiled=compiled))
+        except Stale as stale:
+            raise Fallback(str(stale)) from None
 
     def plans(self, call: Call, approximation: Approximation) -> tuple[Plan, ...]:
         """The plan for each input."""

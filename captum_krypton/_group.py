@@ -231,9 +231,6 @@ class GroupRun:
 
         return patches
 
-    def rows_of_images(self) -> Tensor:
-        return self.image_rows
-
     def derived(self, value: ValueId, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
         return self.base.derived((value, name), lambda: make(self.base.kept[value]))
 
@@ -401,9 +398,9 @@ class GroupRun:
                 worth = total > 1 and (again or 1 < left < number)
                 if worth and self._captured is None and pool.usable:
                     self._capture(start, rows, pool)
-                usable = self._captured is not None and pool.usable
-                if self._captured is not None and usable and self._captured.frame.rows == rows:
-                    values = self._captured.replay(start)
+                captured = self._captured if pool.usable else None
+                if captured is not None and captured.frame.rows == rows:
+                    values = captured.replay(start)
                     statistics.replayed += 1
                 else:
                     values = self._values(_Batch(start, rows), statistics.clock)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._graph import Node, ValueId
-from .._ops import gather_patches
+from .._ops import Patches, gather_patches
 from .._regions import Box, Reach
 from ._pointwise import acted_on
 from ._rule import Boxes, Frame, Group, Kind, Rule, Step, View, batch_rows
@@ -86,22 +86,23 @@ class _TotalRule(Rule):
         if self.on_volumes({self.source: boxes}):
             return self.whole_step(group)
         inside, around = self._inside(group, boxes), self._around(group, boxes)
-        dtype = self.view.graph.dtypes[self.source]
+        patches, dtype = group.patches(self.source), self.view.graph.dtypes[self.source]
 
         def step(frame: Frame) -> Tensor:
-            total = inside(frame).add_(around(frame)).div_(self.divisor)
+            found = patches(frame)
+            total = inside(found).add_(around(frame, found.image)).div_(self.divisor)
             return total.reshape(-1, *self.shape).to(dtype)
 
         return step
 
-    def _inside(self, group: Group, boxes: Boxes) -> Callable[[Frame], Tensor]:
+    def _inside(self, group: Group, boxes: Boxes) -> Callable[[Patches], Tensor]:
         """The sum of each patch's own cells in the volume, (rows, channels)."""
-        patches, axes = group.patches(self.source), tuple(range(2, 2 + len(self.full)))
+        axes = tuple(range(2, 2 + len(self.full)))
         size = [box.size for box in boxes if box is not None]
         nothing = group.derived(self.source, "nothing", lambda base: torch.zeros_like(base[:1]))
 
-        def inside(frame: Frame) -> Tensor:
-            _, patch, image, offset, extent = patches(frame)
+        def inside(found: Patches) -> Tensor:
+            _, patch, image, offset, extent = found
             own = gather_patches(
                 nothing, patch, torch.zeros_like(image), offset, offset, size, 0.0, extent
             )
@@ -109,28 +110,26 @@ class _TotalRule(Rule):
 
         return inside
 
-    def _around(self, group: Group, boxes: Boxes) -> Callable[[Frame], Tensor]:
+    def _around(self, group: Group, boxes: Boxes) -> Callable[[Frame, Tensor], Tensor]:
         """The sum of the base outside of each patch, (rows, channels).
 
         Along the first axis, all that lies before and behind the patch; along the next one, what
         does so in the patch's range of the first; and so on.
         """
-        places = group.offsets(boxes)
-        extent = group.extents(boxes)
-        full = torch.tensor(self.full, device=places.device)
-        size = torch.tensor([b.size for b in boxes if b is not None], device=places.device)
+        places, extent = group.offsets(boxes), group.extents(boxes)
+        sizes = [box.size for box in boxes if box is not None]
+        full, size = torch.tensor([self.full, sizes], device=places.device)
         start = torch.minimum(places.clamp(min=0), full)
         stop = torch.minimum((places + (size if extent is None else extent)).clamp(min=0), full)
-        parts = [self._range(start, stop, axis, int(size[axis])) for axis in range(len(full))]
+        parts = [self._range(start, stop, axis, length) for axis, length in enumerate(sizes)]
         terms = []
         for axis in range(len(self.full)):
             for name, cells in (("before", start), ("behind", stop)):
                 sums = group.derived(self.source, f"{name} {axis}", self._sums(name, axis))
                 terms.append((sums, parts[:axis], cells[:, axis].contiguous()))
-        rows = group.rows_of_images()
 
-        def around(frame: Frame) -> Tensor:
-            image, total = frame.of(rows), None
+        def around(frame: Frame, image: Tensor) -> Tensor:
+            total = None
             for sums, before, cell in terms:
                 depth = len(before)
                 ranges = [_spread(frame.of(part), d, depth) for d, part in enumerate(before)]

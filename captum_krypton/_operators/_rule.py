@@ -134,9 +134,6 @@ class Group(Protocol):
     def offsets(self, boxes: Boxes) -> Tensor:
         """The first cell of every window's box, (windows, axes)."""
 
-    def rows_of_images(self) -> Tensor:
-        """The image of every window, (windows,)."""
-
     def extents(self, boxes: Boxes) -> Tensor | None:
         """How many cells of every window's box count, (windows, axes); None where all do."""
 
