@@ -20,6 +20,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 LITE_SIDES = (224, 240, 260)
+PAPER_NETWORKS = ("vgg16", "resnet18", "inception_v3")
+LEAST_SIDE = {"inception_v3": 299}
+PHOTOGRAPHS = (
+    "chelsea.png coffee.png rocket.jpg astronaut.png camera.png retina.jpg ihc.png coins.png "
+    "moon.png hubble_deep_field.jpg motorcycle_left.png cell.png horse.png brick.png grass.png "
+    "gravel.png"
+).split()
 SEGMENTATION = ("fcn_", "deeplabv3_", "lraspp_")
 
 
@@ -152,6 +159,14 @@ def load_image(file: str | None, size: int) -> np.ndarray:
     return result
 
 
+def photographs() -> list[tuple[str, str]]:
+    """Names and files of scikit-image's photographs."""
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    return [(name, str(folder / name)) for name in PHOTOGRAPHS]
+
+
 def to_input(image: np.ndarray, network: nn.Module | None = None) -> Tensor:
     """A network input (1, 3, H, W) from an RGB image (H, W, 3), uint8.
 
@@ -167,6 +182,12 @@ def to_input(image: np.ndarray, network: nn.Module | None = None) -> Tensor:
         deviation = named.get("std", (0.229, 0.224, 0.225))
     scaled = (image / 255.0 - np.array(mean)) / np.array(deviation)
     return torch.from_numpy(scaled).permute(2, 0, 1)[None].float().contiguous()
+
+
+def square_windows(window: int, stride: int) -> dict[str, tuple[int, int, int]]:
+    """Captum's arguments for square windows over all channels of an image."""
+    shape = (3, window, window)
+    return {"sliding_window_shapes": shape, "strides": (3, stride, stride)}
 
 
 def window_corners(x: Tensor, window: int, stride: int) -> list[tuple[int, int]]:

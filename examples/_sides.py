@@ -27,6 +27,7 @@ from _shared import (
     occluded,
     outcome_errors,
     sampled_windows,
+    square_windows,
     window_corners,
 )
 from captum.attr import Occlusion
@@ -65,8 +66,7 @@ class Task:
 
     def windows(self) -> dict[str, tuple[int, int, int]]:
         """Captum's arguments."""
-        shape = (3, self.window, self.window)
-        return {"sliding_window_shapes": shape, "strides": (3, self.stride, self.stride)}
+        return square_windows(self.window, self.stride)
 
     def corners(self) -> list[tuple[int, int]]:
         """Top left corner of every window."""

@@ -23,6 +23,7 @@ BEGIN, END = "<!-- speed table: python examples/_tables.py -->", "<!-- end of sp
 # Maps are equal where they differ by less than this share of the largest attribution, or by no
 # more than a few times what float32 itself is off, against float64, in a plain forward pass.
 TOLERANCE, ROUNDING = 1e-4, 8
+INCREMENTAL = ("krypton", "replayed", "reference")  # sides of ours, which make whole maps
 _NOTHING = "*No measurement is committed yet.*"
 
 
@@ -93,7 +94,7 @@ def network_table(result: dict[str, Any]) -> str:
             f"{timed['theoretical_speedup']:.2f}",
         ]
 
-    return _table(titles, [cells(row) for row in result["networks"]])
+    return markdown_table(titles, [cells(row) for row in result["networks"]])
 
 
 def speed_table(results: list[dict[str, Any]]) -> str:
@@ -118,7 +119,7 @@ def speed_table(results: list[dict[str, Any]]) -> str:
         naive = [
             side["seconds"]
             for name, side in sides.items()
-            if name not in ("krypton", "replayed", "reference") and "seconds" in side
+            if name not in INCREMENTAL and "seconds" in side
         ]
         return [
             result["model"],
@@ -138,7 +139,7 @@ def speed_table(results: list[dict[str, Any]]) -> str:
     for result in results:
         machines.setdefault(machine_line(result), []).append(result)
     parts = [
-        f"{_table(titles, [cells(result) for result in group])}\n\nMeasured on: {where}."
+        f"{markdown_table(titles, [cells(result) for result in group])}\n\nMeasured on: {where}."
         for where, group in machines.items()
     ]
     return "\n\n".join(parts) if parts else _NOTHING
@@ -189,7 +190,7 @@ def detail_table(results: list[dict[str, Any]]) -> str:
             f"{ours.get('capture_seconds', ours['first_seconds']) - ours['seconds']:.1f}",
         ]
 
-    return _table(titles, [cells(result) for result in results]) if results else _NOTHING
+    return markdown_table(titles, [cells(result) for result in results]) if results else _NOTHING
 
 
 def profile_table(results: list[dict[str, Any]]) -> str:
@@ -236,7 +237,7 @@ def profile_table(results: list[dict[str, Any]]) -> str:
             *(share(kind) for kind in list(titles)[5:]),
         ]
 
-    return _table(titles, [cells(result) for result in results]) if results else _NOTHING
+    return markdown_table(titles, [cells(result) for result in results]) if results else _NOTHING
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -287,7 +288,7 @@ def approximation_table(result: dict[str, Any]) -> str:
     over = f"{result['captum']['seconds'] / exact:.1f}"
     rows = [["exact", "1", "1", "", "", "1", "100%", "100%", "1", over]]
     rows += [cells(name, found) for name, found in ways.items()]
-    return _table(titles, rows)
+    return markdown_table(titles, rows)
 
 
 def approximation_page() -> str:
@@ -353,7 +354,7 @@ def estimate_table(results: list[dict[str, Any]]) -> str:
     for target in sorted({quality_of(row["way"]) for row in every}):
         of_it = [row for row in every if quality_of(row["way"]) == target]
         rows.append(cells(f"all, target {target:g}", of_it))
-    return _table(titles, [*rows, cells("all", every)])
+    return markdown_table(titles, [*rows, cells("all", every)])
 
 
 def estimates_page() -> str:
@@ -391,7 +392,7 @@ def approximation_speed_table(result: dict[str, Any]) -> str:
             ]
             for row in network["rows"]
         ]
-    return _table(titles, rows)
+    return markdown_table(titles, rows)
 
 
 def approximation_speed_page() -> str:
@@ -454,7 +455,8 @@ def update_readme(text: str, table: Callable[[], str]) -> str:
     return f"{head}{BEGIN}\n\n{table()}\n\n{END}{tail}"
 
 
-def _table(titles: dict[str, str], rows: list[list[str]]) -> str:
+def markdown_table(titles: dict[str, str], rows: list[list[str]]) -> str:
+    """Rows of cells under titles, each with its alignment in Markdown."""
     lines = [list(titles), list(titles.values()), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

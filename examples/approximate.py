@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage
 import torch
 from _shared import (
     LITE_SIDES,
+    PHOTOGRAPHS,
     captum_seconds_per_window,
     efficientnet_lite,
     fastest_batch,
     load_image,
     machine,
+    photographs,
+    square_windows,
     to_input,
 )
 from _tables import approximation_table
@@ -37,11 +39,6 @@ from torch import nn
 
 from captum_krypton import DrillDown, KryptonOcclusion, ssim
 
-PHOTOGRAPHS = (
-    "chelsea.png coffee.png rocket.jpg astronaut.png camera.png retina.jpg ihc.png coins.png "
-    "moon.png hubble_deep_field.jpg motorcycle_left.png cell.png horse.png brick.png grass.png "
-    "gravel.png"
-).split()
 WAYS: dict[str, dict[str, Any]] = {
     "threshold 0.8": {"projective_field_threshold": 0.8},
     "threshold 0.6": {"projective_field_threshold": 0.6},
@@ -63,14 +60,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every photograph in every way."""
     network = nn.Sequential(efficientnet_lite(options.lite), nn.Softmax(1)).eval()
     size, window, stride = LITE_SIDES[options.lite], options.window, options.stride
-    asked: dict[str, Any] = {
-        "sliding_window_shapes": (3, window, window),
-        "strides": (3, stride, stride),
-    }
-    folder = Path(skimage.__file__).parent / "data"
+    asked = square_windows(window, stride)
     inputs = {
-        name: to_input(load_image(str(folder / name), size))
-        for name in PHOTOGRAPHS[: options.photographs]
+        name: to_input(load_image(file, size))
+        for name, file in photographs()[: options.photographs]
     }
     exact = KryptonOcclusion(network)
     ways = {

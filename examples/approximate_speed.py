@@ -18,13 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import build_network, load_image, machine, to_input
+from _shared import (
+    LEAST_SIDE,
+    PAPER_NETWORKS,
+    build_network,
+    load_image,
+    machine,
+    square_windows,
+    to_input,
+)
 from _tables import approximation_speed_table, approximations
 from approximate import captum, timed
 
 from captum_krypton import Budget, KryptonOcclusion
 
-NETWORKS = {"vgg16": 224, "resnet18": 224, "inception_v3": 299}
 QUALITIES = ("quality 0.8", "quality 0.9", "quality 0.95")
 
 
@@ -42,10 +49,7 @@ def measure(name: str, side: int, options: argparse.Namespace) -> dict[str, Any]
     """One network: Captum at its fastest batch, and maps in every way, the median of its turns."""
     network = build_network(name, side)
     x = to_input(load_image(None, side), network)
-    asked: dict[str, Any] = {
-        "sliding_window_shapes": (3, options.window, options.window),
-        "strides": (3, options.stride, options.stride),
-    }
+    asked = square_windows(options.window, options.stride)
     exact = KryptonOcclusion(network)
     heat = exact.heatmap(x, **asked)
     total = heat.report.windows
@@ -74,7 +78,7 @@ def measure(name: str, side: int, options: argparse.Namespace) -> dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=PAPER_NETWORKS, default=PAPER_NETWORKS)
     parser.add_argument("--size", type=int, help="side of the images (default: the network's own)")
     parser.add_argument("--window", type=int, default=16, help="side of a window in pixels")
     parser.add_argument("--stride", type=int, default=8, help="in pixels")
@@ -82,7 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="file to write the result to")
     options = parser.parse_args(arguments)
     with torch.no_grad():
-        networks = [measure(n, options.size or NETWORKS[n], options) for n in options.networks]
+        networks = [
+            measure(name, options.size or LEAST_SIDE.get(name, 224), options)
+            for name in options.networks
+        ]
     result = {
         "window": options.window,
         "stride": options.stride,

@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import build_network, load_image, machine, to_input
+from _shared import (
+    LEAST_SIDE,
+    build_network,
+    load_image,
+    machine,
+    square_windows,
+    to_input,
+)
 from _tables import profile_table, speed_table
 from compare_with_captum import compare, parse, print_table
 
@@ -39,7 +46,6 @@ NETWORKS = (
     "tf_efficientnet_lite0",
     "convnext_tiny",
 )
-LEAST_SIDE = {"inception_v3": 299}
 
 
 def questions(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
@@ -94,10 +100,7 @@ def profile(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
     network = build_network(name, size)
     x = to_input(load_image(None, size), network)
     occlusion = KryptonOcclusion(network)
-    asked: dict[str, Any] = {
-        "sliding_window_shapes": (3, window, window),
-        "strides": (3, stride, stride),
-    }
+    asked = square_windows(window, stride)
     occlusion.heatmap(x, **asked)  # set-up and first use
     plan = occlusion.explain(x, run=True, **asked)
     print(plan)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from _shared import build_network, fastest_batch, load_image, machine, to_input
 from _sides import Process, SideFailedError, Task
+from _tables import INCREMENTAL
 
 BATCHES = (1, 4, 8, 16, 32, 64)
 NAMES = {
@@ -31,7 +32,6 @@ NAMES = {
     "replayed": "captum-krypton, CUDA graphs",
     "reference": "incremental, plain torch",
 }
-INCREMENTAL = ("krypton", "replayed", "reference")  # they make whole maps
 
 
 def best_batch(name: str, task: Task) -> int:

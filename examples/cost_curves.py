@@ -23,6 +23,7 @@ from _shared import (
     fastest_batch,
     load_image,
     machine,
+    square_windows,
     to_input,
 )
 
@@ -37,7 +38,7 @@ def point(model: str, side: int, window: int, stride: int, rounds: int) -> dict[
     x = to_input(load_image(None, side), network)
     with torch.no_grad():
         target = int(network(x).argmax())
-    windows = {"sliding_window_shapes": (3, window, window), "strides": (3, stride, stride)}
+    windows = square_windows(window, stride)
     occlusion = KryptonOcclusion(network)
     total = occlusion.heatmap(x, target=target, **windows).report.windows  # set-up besides
     batches = tuple(batch for batch in BATCHES if 3 * batch <= total) or (1,)

@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import build_network, load_image, machine, to_input
+from _shared import (
+    LEAST_SIDE,
+    PAPER_NETWORKS,
+    build_network,
+    load_image,
+    machine,
+    square_windows,
+    to_input,
+)
 from compare_with_captum import compare, print_table
 from compare_with_captum import parse as parse_comparison
 from torch.autograd import DeviceType
@@ -33,7 +41,6 @@ from captum_krypton import KryptonOcclusion, backend_info
 from captum_krypton._ops import gather_patches
 
 ROOT = Path(__file__).resolve().parent.parent
-NETWORKS = {"vgg16": 224, "resnet18": 224, "inception_v3": 299}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Channels, side of the volume, side of the patches and of the read-in blocks, windows in a batch.
 VOLUMES = ((64, 224, 20, 22, 256), (256, 56, 10, 12, 512), (512, 14, 7, 9, 1024))
@@ -112,7 +119,7 @@ def profile(name: str, size: int, stride: int, device: str) -> dict[str, Any]:
     network = build_network(name, size).to(device)
     x = to_input(load_image(None, size), network).to(device)
     occlusion = KryptonOcclusion(network)
-    asked: dict[str, Any] = {"sliding_window_shapes": (3, 16, 16), "strides": (3, stride, stride)}
+    asked = square_windows(16, stride)
     for _ in range(2):  # the first ones make what later ones keep
         occlusion.heatmap(x, **asked)
     kinds = [ProfilerActivity.CPU]
@@ -144,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stride", type=int, default=4, help="pixels between windows")
     parser.add_argument("--sample", type=int, default=512, help="windows that naive sides run")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
-    parser.add_argument("--only", nargs="+", default=list(NETWORKS), help="these networks")
+    parser.add_argument("--only", nargs="+", default=PAPER_NETWORKS, help="these networks")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", help="write everything measured to this file")
     options = parser.parse_args(arguments)
@@ -164,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{row['gather_gb_per_s']:8.1f} GB/s, {row['share']:.2f} of a copy"
         )
     for name in options.only:
-        size = options.size or NETWORKS.get(name, 224)
+        size = options.size or LEAST_SIDE.get(name, 224)
         for batch in ([], ["--batch=1"]):  # Captum's best, then its default
             asked = [f"--model={name}", f"--size={size}", *batch]
             asked += [f"--stride={options.stride}", f"--sample={options.sample}"]
@@ -183,9 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}: no batch was replayed")
                 result["tests"]["passed"] = False
             result["networks"].append(compared)
-        found = profile(
-            name, options.size or NETWORKS.get(name, 224), options.stride, options.device
-        )
+        found = profile(name, size, options.stride, options.device)
         print(f"{name}: the device works {found['busy']:.0%} of a map's {found['seconds']:.2f} s")
         for kernel, seconds in list(found["kernels"].items())[:8]:
             print(f"  {seconds / found['seconds']:6.1%}  {kernel[:90]}")

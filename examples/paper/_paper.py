@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import skimage
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,6 +25,7 @@ from captum_krypton import KryptonOcclusion, OcclusionMap
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _shared import (
+    LEAST_SIDE,
     build_network,
     captum_seconds_per_window,
     efficientnet_lite,
@@ -33,16 +33,15 @@ from _shared import (
     load_image,
     machine,
     occluded,
+    photographs,
     sampled_windows,
+    square_windows,
     to_input,
     window_corners,
 )
-from approximate import PHOTOGRAPHS
 
-NETWORKS = ("vgg16", "resnet18", "inception_v3")
 TRAINED = "efficientnet_lite0"
 BATCH = 16  # the paper's, on a CPU
-LEAST_SIDE = {"inception_v3": 299}
 # Its map takes several times the others' for the same windows.
 COARSER = {"inception_v3": 2}
 
@@ -135,11 +134,6 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def asked(window: int, stride: int) -> dict[str, Any]:
-    """Captum's arguments for square windows over all channels."""
-    return {"sliding_window_shapes": (3, window, window), "strides": (3, stride, stride)}
-
-
 @dataclass(frozen=True)
 class Judged:
     """A trained network, whose maps can be judged.
@@ -207,8 +201,7 @@ def _from_file(name: str, file: str) -> nn.Module:
 def _images(folder: str | None) -> list[tuple[str, str]]:
     """Names and files of images: a folder's in an order drawn once, or the photographs."""
     if folder is None:
-        data = Path(skimage.__file__).parent / "data"
-        return [(name, str(data / name)) for name in PHOTOGRAPHS]
+        return photographs()
     from torchvision.datasets import ImageFolder
 
     files = [Path(file) for file, _ in ImageFolder(folder).samples]
@@ -277,7 +270,7 @@ def captum_seconds(case: Timed, sample: int) -> tuple[float, int]:
     """Seconds of a whole map by Captum, scaled, and the batch size at which it is fastest."""
 
     def seconds(batch: int, batches: int) -> float:
-        windows = asked(case.window, case.stride)
+        windows = square_windows(case.window, case.stride)
         return captum_seconds_per_window(
             case.network, case.x, case.target, batch, batches, **windows
         )

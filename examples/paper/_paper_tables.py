@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _tables import DATA, _table, machine_line
+from _tables import DATA, machine_line, markdown_table
 
 RANDOM = "Networks of this table have random weights: their maps are timed, not judged."
 
@@ -35,7 +35,7 @@ def theoretical_speedup_table(result: dict[str, Any]) -> str:
         "*Centre*: the paper's equations, a patch at the centre. *Map*: captum-krypton's count, "
         f"mean of all windows at a stride of {result['settings']['stride']}."
     )
-    return f"{_table(titles, rows)}\n\n{note} {_where(result)}"
+    return f"{markdown_table(titles, rows)}\n\n{note} {_where(result)}"
 
 
 def threshold_table(result: dict[str, Any]) -> str:
@@ -90,7 +90,7 @@ def threshold_table(result: dict[str, Any]) -> str:
         "is that of the last convolution's output under the window at the centre."
     )
     return (
-        f"{_table(speed_titles, speed)}\n\n{RANDOM}\n\n{_table(titles, cells)}\n\n"
+        f"{markdown_table(speed_titles, speed)}\n\n{RANDOM}\n\n{markdown_table(titles, cells)}\n\n"
         f"{note} {_where(result)}"
     )
 
@@ -131,7 +131,7 @@ def drill_down_table(result: dict[str, Any]) -> str:
         f"SSIM and *over exact* are those of {_judged(result)}, windows "
         f"{result['settings']['window']}/{result['judged']['stride']}: medians."
     )
-    return f"{_table(titles, rows)}\n\n{note} {_where(result)}"
+    return f"{markdown_table(titles, rows)}\n\n{note} {_where(result)}"
 
 
 def tuning_table(result: dict[str, Any]) -> str:
@@ -175,7 +175,8 @@ def tuning_table(result: dict[str, Any]) -> str:
         f"target of {target:g}: **{result['threshold']:g}**. The paper's choices for 0.9 on its "
         f"OCT images: {paper}."
     )
-    return f"{_table(titles, rows)}\n\n{note}\n\n{_table(deviation, parts)}\n\n{_where(result)}"
+    tables = markdown_table(titles, rows), note, markdown_table(deviation, parts), _where(result)
+    return "\n\n".join(tables)
 
 
 def end_to_end_table(result: dict[str, Any]) -> str:
@@ -221,7 +222,7 @@ def end_to_end_table(result: dict[str, Any]) -> str:
         "is tuned on other images. The others have random weights: their maps are timed, not "
         "judged. The paper's speed-ups are those on its CPU."
     )
-    return f"{_table(titles, rows)}\n\n{note} {_where(result)}"
+    return f"{markdown_table(titles, rows)}\n\n{note} {_where(result)}"
 
 
 def patch_size_table(result: dict[str, Any]) -> str:
@@ -249,7 +250,7 @@ def patch_size_table(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    return f"{_table(titles, rows)}\n\n{RANDOM} {_where(result)}"
+    return f"{markdown_table(titles, rows)}\n\n{RANDOM} {_where(result)}"
 
 
 def visual_table(result: dict[str, Any]) -> str:
@@ -282,7 +283,7 @@ def visual_table(result: dict[str, Any]) -> str:
     ]
     settings = result["settings"]
     note = f"{_judged(result)}, windows {settings['window']}/{settings['stride']}."
-    return f"{_table(titles, rows)}\n\n{note} {_where(result)}"
+    return f"{markdown_table(titles, rows)}\n\n{note} {_where(result)}"
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -15,12 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from _paper import (
-    NETWORKS,
     TRAINED,
     Judged,
     Script,
     approximated,
-    asked,
     judged,
     krypton,
     log_axis,
@@ -30,13 +28,14 @@ from _paper import (
     timed_network,
 )
 from _paper_tables import drill_down_table, medians
+from _shared import PAPER_NETWORKS, square_windows
 from matplotlib.figure import Figure
 
 from captum_krypton import DrillDown, ssim
 
 FRACTION, STEP = 0.25, 4  # what a series leaves alone
 FULL = {
-    "networks": NETWORKS,
+    "networks": PAPER_NETWORKS,
     "side": 224,
     "network": TRAINED,
     "weights": None,
@@ -73,7 +72,7 @@ def measure(settings: SimpleNamespace) -> dict[str, Any]:
 def speed(name: str, settings: SimpleNamespace) -> list[dict[str, Any]]:
     """One row a setting."""
     case = timed_network(name, settings, settings.window)
-    windows = asked(case.window, case.stride)
+    windows = square_windows(case.window, case.stride)
     naive = naive_seconds(case, settings.sample)
     exact = krypton(case.network)
     exact.heatmap(case.x, target=case.target, **windows)
@@ -101,10 +100,10 @@ def speed(name: str, settings: SimpleNamespace) -> list[dict[str, Any]]:
 
 def quality(subject: Judged, settings: SimpleNamespace) -> list[dict[str, Any]]:
     """One row an image and setting."""
-    windows = asked(settings.window, settings.stride // 2)
+    windows = square_windows(settings.window, settings.stride // 2)
     exact = krypton(subject.probabilities)
     first = next(iter(subject.images.values()))
-    exact.heatmap(first, **asked(settings.window, settings.window))  # capture and weights
+    exact.heatmap(first, **square_windows(settings.window, settings.window))  # capture and weights
     rows = []
     for name, x in subject.images.items():
         seconds, whole = timed_map(exact, x, **windows)

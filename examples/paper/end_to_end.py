@@ -26,13 +26,11 @@ from typing import Any
 
 import torch
 from _paper import (
-    NETWORKS,
     TRAINED,
     Judged,
     Script,
     Timed,
     approximated,
-    asked,
     captum_seconds,
     judged,
     krypton,
@@ -43,6 +41,7 @@ from _paper import (
     timed_network,
 )
 from _paper_tables import end_to_end_table
+from _shared import PAPER_NETWORKS, square_windows
 from _sides import Process, Task
 from matplotlib.figure import Figure
 
@@ -61,7 +60,7 @@ PAPER = {
     "inception_v3": {"exact": 1.5, "OCT": 8.0, "X-ray": 3.7, "ImageNet": 4.7},
 }
 FULL = {
-    "networks": NETWORKS,
+    "networks": PAPER_NETWORKS,
     "side": 224,
     "network": TRAINED,
     "weights": None,
@@ -91,7 +90,7 @@ def tuned(subject: Judged, settings: SimpleNamespace) -> tuple[float, Timed]:
     """The threshold for the target, from all images but the first; and that one's case."""
     first, *others = subject.images.values()
     tuning = krypton(subject.probabilities).tune(
-        iter(others), settings.target, **asked(settings.window, settings.stride)
+        iter(others), settings.target, **square_windows(settings.window, settings.stride)
     )
     target = int(subject.network(first).argmax())
     case = Timed(
@@ -104,7 +103,7 @@ def sides(
     case: Timed, tau: float, settings: SimpleNamespace, *, trained: bool
 ) -> list[dict[str, Any]]:
     """One row a side."""
-    windows = {"target": case.target, **asked(case.window, case.stride)}
+    windows = {"target": case.target, **square_windows(case.window, case.stride)}
     naive = naive_seconds(case, settings.sample)
     captum, batch = captum_seconds(case, settings.sample)
     occlusion = krypton(case.network)

@@ -15,13 +15,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from _paper import NETWORKS, Script, asked, krypton, naive_seconds, say, timed_map, timed_network
+from _paper import Script, krypton, naive_seconds, say, timed_map, timed_network
 from _paper_tables import patch_size_table
+from _shared import PAPER_NETWORKS, square_windows
 from _theory import theoretical_speedup
 from matplotlib.figure import Figure
 
 FULL = {
-    "networks": NETWORKS,
+    "networks": PAPER_NETWORKS,
     "side": 224,
     "patches": (16, 24, 32, 48, 64),
     "stride": 8,
@@ -37,10 +38,10 @@ def measure(settings: SimpleNamespace) -> dict[str, Any]:
         case = timed_network(name, settings, settings.patches[0])
         naive = naive_seconds(case, settings.sample) / case.windows
         occlusion = krypton(case.network)
-        occlusion.heatmap(case.x, target=case.target, **asked(case.window, case.stride))
+        occlusion.heatmap(case.x, target=case.target, **square_windows(case.window, case.stride))
         for patch in settings.patches:
             case = replace(case, window=patch)
-            windows = asked(patch, case.stride)
+            windows = square_windows(patch, case.stride)
             seconds, heat = timed_map(occlusion, case.x, target=case.target, **windows)
             row = {
                 **case.described(),

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from _paper import LEAST_SIDE, NETWORKS, Script, asked, log_axis, say
+from _paper import Script, log_axis, say
 from _paper_tables import theoretical_speedup_table
-from _shared import build_network, load_image, to_input
+from _shared import LEAST_SIDE, PAPER_NETWORKS, build_network, load_image, square_windows, to_input
 from _theory import theoretical_speedup
 from matplotlib.figure import Figure
 
@@ -28,7 +28,7 @@ MORE = (
     "densenet121",
 )
 FULL = {
-    "networks": NETWORKS + MORE,
+    "networks": PAPER_NETWORKS + MORE,
     "side": 224,
     "patches": (8, 16, 32, 48, 64),
     "stride": 8,
@@ -45,7 +45,7 @@ def measure(settings: SimpleNamespace) -> dict[str, Any]:
         x = to_input(load_image(None, side), network)
         occlusion = KryptonOcclusion(network)
         for patch in settings.patches:
-            found = occlusion.explain(x, **asked(patch, settings.stride))
+            found = occlusion.explain(x, **square_windows(patch, settings.stride))
             ((operators, _),) = found.plans
             layers = [row for row in operators if row.operator.startswith("aten.convolution")]
             full = sum(row.macs_full for row in layers)

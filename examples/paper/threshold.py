@@ -18,12 +18,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from _paper import (
-    NETWORKS,
     TRAINED,
     Judged,
     Script,
     approximated,
-    asked,
     judged,
     krypton,
     log_axis,
@@ -33,6 +31,7 @@ from _paper import (
     timed_network,
 )
 from _paper_tables import medians, threshold_table
+from _shared import PAPER_NETWORKS, square_windows
 from _theory import theoretical_speedup
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -40,7 +39,7 @@ from torch import Tensor, nn
 from captum_krypton import ssim
 
 FULL = {
-    "networks": NETWORKS,
+    "networks": PAPER_NETWORKS,
     "side": 224,
     "network": TRAINED,
     "weights": None,
@@ -67,7 +66,7 @@ def measure(settings: SimpleNamespace) -> dict[str, Any]:
 def speed(name: str, settings: SimpleNamespace) -> list[dict[str, Any]]:
     """One row a threshold."""
     case = timed_network(name, settings, settings.window)
-    windows = asked(case.window, case.stride)
+    windows = square_windows(case.window, case.stride)
     naive = naive_seconds(case, settings.sample)
     exact = krypton(case.network)
     exact.heatmap(case.x, target=case.target, **windows)
@@ -90,8 +89,10 @@ def speed(name: str, settings: SimpleNamespace) -> list[dict[str, Any]]:
 
 def quality(subject: Judged, settings: SimpleNamespace) -> list[dict[str, Any]]:
     """One row an image and threshold."""
-    windows = asked(settings.window, settings.stride)
-    few = asked(settings.window, settings.window)  # of these, the one at the centre is looked at
+    windows = square_windows(settings.window, settings.stride)
+    few = square_windows(
+        settings.window, settings.window
+    )  # of these, the one at the centre is looked at
     exact = krypton(subject.probabilities)
     volume = krypton(last_volume(subject.network))
     exact.heatmap(next(iter(subject.images.values())), **windows)

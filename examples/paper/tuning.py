@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from _paper import TRAINED, Script, asked, judged
+from _paper import TRAINED, Script, judged
 from _paper_tables import tuning_table
+from _shared import square_windows
 from matplotlib.figure import Figure
 
 from captum_krypton import KryptonOcclusion
@@ -49,7 +50,7 @@ def measure(settings: SimpleNamespace) -> dict[str, Any]:
         limit=max(settings.count, settings.held_out),
         thresholds=tuple(settings.thresholds),
         show_progress=True,
-        **asked(settings.window, settings.stride),
+        **square_windows(settings.window, settings.stride),
     )
     curve = [float(tuning.predicted(tau)) for tau in settings.thresholds]
     return {

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from _paper import TRAINED, Script, approximated, asked, judged, krypton, say, timed_map
+from _paper import TRAINED, Script, approximated, judged, krypton, say, timed_map
 from _paper_tables import visual_table
+from _shared import square_windows
 from matplotlib.figure import Figure
 
 from captum_krypton import DrillDown, ssim
@@ -35,10 +36,10 @@ QUICK = {"count": 1, "stride": 8, "thresholds": (1.0, 0.6)}
 def measure(settings: SimpleNamespace) -> dict[str, Any]:
     """One row an image, threshold, and with and without drill-down."""
     subject = judged(settings, settings.count)
-    windows = asked(settings.window, settings.stride)
+    windows = square_windows(settings.window, settings.stride)
     exact = krypton(subject.probabilities)
     first = next(iter(subject.images.values()))
-    exact.heatmap(first, **asked(settings.window, settings.window))  # capture and weights
+    exact.heatmap(first, **square_windows(settings.window, settings.window))  # capture and weights
     rows, maps, pictures = [], [], {}
     for name, x in subject.images.items():
         seconds, whole = timed_map(exact, x, **windows)
