@@ -75,6 +75,7 @@ class Engine:
         winograd: whether 3 x 3 convolutions may run by Winograd's algorithm.
         self_check: whether the first map of a graph is compared with the forward function.
         cuda_graphs: whether batches on a GPU are captured and replayed.
+        compile_pointwise: whether torch.compile makes what follows a convolution of PyTorch's own.
     """
 
     def __init__(
@@ -84,9 +85,11 @@ class Engine:
         winograd: bool,
         self_check: bool,
         cuda_graphs: bool = False,
+        compile_pointwise: bool = False,
     ) -> None:
         self.forward, self.memory_budget = forward, memory_budget
-        self.winograd, self.self_check, self.cuda_graphs = winograd, self_check, cuda_graphs
+        self.winograd, self.self_check = winograd, self_check
+        self.cuda_graphs, self.compile_pointwise = cuda_graphs, compile_pointwise
         self.cache = CompileCache()
         self.few = FewWindows(forward)
 
@@ -396,6 +399,7 @@ class Engine:
             packs=compiled.packs,
             on_base=noise.see,
             residents=compiled.residents if replays else None,
+            compiles=self.compile_pointwise,
         )
         if timed and on_gpu:
             execution.statistics.wait = torch.cuda.synchronize

@@ -44,6 +44,7 @@ class Execution:
         on_base: told the graph's output for the untouched images, before any window is run.
         residents: groups that are kept from run to run, so that their batches can be replayed; None
             where every batch is run by its operators.
+        compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Execution:
         packs: dict[tuple[ValueId, Algorithm], PackedWeight] | None = None,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
         residents: Residents | None = None,
+        compiles: bool = False,
     ) -> None:
         self.plan, self.inputs, self.baseline, self.outcome = plan, inputs, baseline, outcome
         fill = None if isinstance(baseline, Tensor) else baseline
-        self.material = Material(plan, constants, {} if packs is None else packs, fill, last)
+        packs = {} if packs is None else packs
+        self.material = Material(plan, constants, packs, fill, last, compiles)
         self.on_base, self.residents = on_base, residents
         self.statistics = RunStatistics(batch_size=plan.batch_size)
         self.images = inputs[0].shape[0]

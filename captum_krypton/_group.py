@@ -71,6 +71,7 @@ class Material:
         packs: weights in the kernels' order, by value and algorithm; missing ones are put there.
         fill: what the windows are filled with; None where the base has a tensor for that.
         last: whether activations are kept with channels last.
+        compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
     """
 
     plan: Plan
@@ -78,6 +79,7 @@ class Material:
     packs: dict[tuple[ValueId, Algorithm], PackedWeight]
     fill: float | None
     last: bool
+    compiles: bool = False
 
     @cached_property
     def frontier(self) -> tuple[ValueId, ...]:
@@ -158,6 +160,7 @@ class GroupRun:
         self.graph = self.analysis.graph
         original = base.kept[self.analysis.occluded]
         self.device = original.device
+        self.compiles = material.compiles
         self._index(original.shape[0], selected)
         self._tables: dict[bytes, Tensor] = {}
         self.steps: list[tuple[Node, Step, tuple[ValueId, ...]]] = []

@@ -53,6 +53,9 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             on a few windows; a difference leads to Captum's path.
         cuda_graphs: whether batches on a GPU are captured as CUDA graphs and replayed. A model then
             keeps the values of its last images and of a batch on the device from map to map.
+        compile_pointwise: whether torch.compile makes one pass of what follows a convolution of
+            PyTorch's own: bias, sum, activation and clamp. On the CPU, the package's own kernels
+            do that anyway for float32 and two window axes.
         projective_field_threshold: tau, in (0, 1] (Section 4.2): what a window changes is
             followed over at most this share of a volume's side. Below 1 maps are approximate.
         drill_down: which windows to run, the rest being interpolated (Section 4.3). Maps are
@@ -76,6 +79,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         winograd: bool = True,
         self_check: bool = True,
         cuda_graphs: bool = False,
+        compile_pointwise: bool = False,
         projective_field_threshold: float = 1.0,
         drill_down: DrillDown | None = None,
         tuning: Tuning | None = None,
@@ -91,10 +95,13 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         self.winograd = winograd
         self.self_check = self_check
         self.cuda_graphs = cuda_graphs
+        self.compile_pointwise = compile_pointwise
         self.approximation = _approximation(
             projective_field_threshold, drill_down, tuning, quality, budget
         )
-        self._engine = Engine(forward_func, memory_budget, winograd, self_check, cuda_graphs)
+        self._engine = Engine(
+            forward_func, memory_budget, winograd, self_check, cuda_graphs, compile_pointwise
+        )
         self._warned: set[str] = set()
 
     @overload

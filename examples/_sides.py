@@ -173,7 +173,7 @@ class CompiledSide(LoopSide):
 class KryptonSide(Side):
     """captum-krypton, exact."""
 
-    cuda_graphs = False
+    cuda_graphs, compile_pointwise = False, False
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -184,7 +184,11 @@ class KryptonSide(Side):
         file = None if info.path is None else Path(info.path).name  # results name no folder
         self.backend = str(dataclasses.replace(info, path=file))
         self.load_seconds = time.perf_counter() - started
-        self.occlusion = KryptonOcclusion(self.network, cuda_graphs=self.cuda_graphs)
+        self.occlusion = KryptonOcclusion(
+            self.network,
+            cuda_graphs=self.cuda_graphs,
+            compile_pointwise=self.compile_pointwise,
+        )
         self.heat: Any = None
 
     def seconds(self) -> float:
@@ -223,6 +227,12 @@ class ReplayedSide(KryptonSide):
     cuda_graphs = True
 
 
+class FusedSide(ReplayedSide):
+    """The same, where torch.compile makes what follows a convolution."""
+
+    compile_pointwise = True
+
+
 class ReferenceSide(KryptonSide):
     """captum-krypton without compiled kernels: incremental inference in plain PyTorch.
 
@@ -244,6 +254,7 @@ SIDES: dict[str, tuple[type[Side], dict[str, str]]] = {
     "compiled": (CompiledSide, KEEP_MEMORY),
     "krypton": (KryptonSide, {}),
     "replayed": (ReplayedSide, {}),
+    "fused": (FusedSide, {}),
     "reference": (ReferenceSide, {"KRYPTON_BACKEND": "reference"}),
 }
 

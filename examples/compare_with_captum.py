@@ -30,8 +30,10 @@ NAMES = {
     "compiled": "loop, channels-last, torch.compile",
     "krypton": "captum-krypton",
     "replayed": "captum-krypton, CUDA graphs",
+    "fused": "captum-krypton, CUDA graphs, torch.compile",
     "reference": "incremental, plain torch",
 }
+ON_REQUEST = tuple(name for name in INCREMENTAL if name != "krypton")
 
 
 def best_batch(name: str, task: Task) -> int:
@@ -208,8 +210,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--also",
         nargs="*",
         default=[],
-        choices=["replayed", "reference"],
-        help="sides that are else left out: CUDA graphs, no compiled kernels",
+        choices=ON_REQUEST,
+        help="sides that are else left out: with CUDA graphs, fused, without kernels",
     )
     parser.add_argument("--json", help="write everything measured to this file")
     options = parser.parse_args(arguments)
@@ -240,7 +242,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             device=options.device,
             threads=options.threads,
         )
-        left_out = {"replayed", "reference"} - set(options.also)
+        left_out = set(ON_REQUEST) - set(options.also)
         left_out |= set() if options.compile else {"compiled"}
         names = [name for name in NAMES if name not in left_out]
         measured = measure(task, options.sample, options.rounds, names, options.batch)

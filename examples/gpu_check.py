@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 asked += [
                     "--also",
                     "reference",
-                    *(["replayed"] if options.device == "cuda" else []),
+                    *(["replayed", "fused"] if options.device == "cuda" else []),
                 ]
             compared = compare(parse_comparison(asked))
             print_table(compared)

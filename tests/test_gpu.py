@@ -117,7 +117,9 @@ def test_replayed_maps_equal_captum(model: nn.Module) -> None:
         assert heat.report.batches_replayed == heat.report.batches > 0
 
 
-def test_a_network_on_the_card() -> None:
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("compile_pointwise", [False, True])
+def test_a_network_on_the_card(cuda_graphs: bool, compile_pointwise: bool) -> None:
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 16, 3))
     model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(16 * 14 * 14, 5)).cuda()
@@ -126,10 +128,15 @@ def test_a_network_on_the_card() -> None:
     torch.backends.cudnn.allow_tf32 = False
     try:
         expected = Occlusion(model).attribute(x, (3, 8, 8), (3, 4, 4), target=1)
-        heat = KryptonOcclusion(model).heatmap(x, (3, 8, 8), (3, 4, 4), target=1)
+        krypton = KryptonOcclusion(
+            model, cuda_graphs=cuda_graphs, compile_pointwise=compile_pointwise
+        )
+        for _ in range(2):
+            heat = krypton.heatmap(x, (3, 8, 8), (3, 4, 4), target=1)
     finally:
         torch.backends.cudnn.allow_tf32 = before
     assert heat.report.path == "incremental"
+    assert heat.report.batches_replayed == (heat.report.batches if cuda_graphs else 0)
     assert heat.scores.is_cuda
     difference = (heat.attribution() - expected).abs().max()
     assert float(difference) <= 1e-4 * float(expected.abs().max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from .._graph import Node, ValueId
 from .._ops import (
     allows_winograd,
+    compiled_finish,
     convolve_patches,
     finish,
     panel_size,
@@ -104,31 +106,45 @@ class _Convolution(WindowRule):
     def step(self, group: Group) -> Step:
         if group.algorithm(self.outputs[0]) is not Algorithm.TORCH:
             return self._kernel_step(group)
-        weight = group.constant(self.weight)
-        bias = None if self.bias is None else group.constant(self.bias)
-        op, stride, padding, dilation = (
-            aten.convolution.default,
-            self.stride,
-            self.own_padding(),
-            self.dilation,
-        )
-        groups, none = self.groups, [0] * len(padding)
-        block, boxes = self.block(group), group.boxes(self.outputs[0])
+        boxes = group.boxes(self.outputs[0])
         added = None if self.residual is None else group.read(self.residual, boxes)
-        low, high, activation = self.low, self.high, self.activation
-
-        def step(frame: Frame) -> Tensor:
-            out: Tensor = op(
-                block(frame), weight, bias, stride, padding, dilation, False, none, groups
-            )
-            return finish(out, None if added is None else added(frame), low, high, activation)
-
-        return step
+        return self._torch_step(group, self.block(group), self.own_padding(), added)
 
     def whole_step(self, group: Group) -> Step:
         """The kernel is as good for patches that are whole volumes."""
-        kernel = group.algorithm(self.outputs[0]) is not Algorithm.TORCH
-        return self._kernel_step(group) if kernel else super().whole_step(group)
+        if group.algorithm(self.outputs[0]) is not Algorithm.TORCH:
+            return self._kernel_step(group)
+        added = None if self.residual is None else group.whole(self.residual)
+        return self._torch_step(group, group.whole(self.source), self.padding, added)
+
+    def _torch_step(
+        self,
+        group: Group,
+        block: Callable[[Frame], Tensor],
+        padding: list[int],
+        added: Callable[[Frame], Tensor] | None,
+    ) -> Step:
+        """PyTorch's own convolution of blocks, and what follows it."""
+        weight = group.constant(self.weight)
+        bias = None if self.bias is None else group.constant(self.bias)
+        stride, dilation, groups, none = self.stride, self.dilation, self.groups, [0] * len(padding)
+        low, high, activation = self.low, self.high, self.activation
+        within = None if group.compiles else bias
+
+        def sums(frame: Frame) -> Tensor:
+            out: Tensor = aten.convolution.default(
+                block(frame), weight, within, stride, padding, dilation, False, none, groups
+            )
+            return out
+
+        if group.compiles:
+            finished = compiled_finish(low, high, activation)
+            return lambda frame: finished(
+                sums(frame), bias, None if added is None else added(frame)
+            )
+        return lambda frame: finish(
+            sums(frame), None if added is None else added(frame), low, high, activation
+        )
 
     @property
     def _depthwise(self) -> bool:

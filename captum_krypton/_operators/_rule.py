@@ -120,7 +120,14 @@ Step = Callable[[Frame], Any]
 
 
 class Group(Protocol):
-    """Windows of equal geometry, while their steps are prepared."""
+    """Windows of equal geometry, while their steps are prepared.
+
+    Attributes:
+        compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
+    """
+
+    @property
+    def compiles(self) -> bool: ...
 
     def algorithm(self, value: ValueId) -> Algorithm:
         """How the operator that defines a local value computes its patches."""

@@ -2,7 +2,7 @@
 
 from captum_krypton._ops._activation import ACTIVATIONS, activate
 from captum_krypton._ops._arena import arena, join
-from captum_krypton._ops._block import convolution_block, finish
+from captum_krypton._ops._block import compiled_finish, convolution_block, finish
 from captum_krypton._ops._convolve import (
     PackedWeight,
     Patches,
@@ -28,6 +28,7 @@ __all__ = [
     "allows_winograd",
     "arena",
     "backend_info",
+    "compiled_finish",
     "convolution_block",
     "convolve_patches",
     "finish",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from captum_krypton._ops._activation import activate
 from captum_krypton._ops._library import library
 
-__all__ = ["convolution_block"]
+__all__ = ["compiled_finish", "convolution_block", "finish"]
 
 library.define(
     "convolution_block(Tensor input, Tensor weight, Tensor? bias, int[] stride, "
@@ -51,6 +53,28 @@ def finish(
     if low > -math.inf or high < math.inf:
         out.clamp_(low, high)
     return out
+
+
+Finish = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+@functools.cache
+def compiled_finish(low: float, high: float, activation: str) -> Finish:
+    """A function that adds a bias and does the rest of `finish`, in one pass by torch.compile.
+
+    Its arguments are the sums, which it overwrites, the bias of each channel and the residual. It
+    is compiled on first use.
+    """
+
+    def finished(out: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if bias is not None:
+            out.add_(bias.reshape(-1, *[1] * (out.dim() - 2)))
+        return finish(out, residual, low, high, activation)
+
+    # PyTorch limits the variants of a piece of code: each of these is a piece of its own.
+    own = FunctionType(finished.__code__.replace(), globals(), closure=finished.__closure__)
+    made: Finish = torch.compile(own, dynamic=True)
+    return made
 
 
 library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
