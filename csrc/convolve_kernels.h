@@ -230,10 +230,10 @@ KRYPTON_INLINE void accumulate(const float* const (&rows)[Rows], int64_t depth, 
   }
 }
 
-// Rows lie one after another.
+// Rows lie one after another. A function of its own: its loop needs all registers that there are.
 template <int Rows>
-KRYPTON_INLINE void multiply_rows(const float* cells, int64_t depth, const float* weight,
-                                  float* out, int64_t out_stride) {
+__attribute__((noinline)) void multiply_rows(const float* cells, int64_t depth, const float* weight,
+                                             float* out, int64_t out_stride) {
   Vector sums[Rows][2] = {};
   const float* rows[Rows];
 #pragma GCC unroll 16
@@ -307,13 +307,17 @@ KRYPTON_INLINE void for_rows(int64_t row, int64_t rows, const Work& work) {
 
 struct MultiplyRows {
   const float* cells;
-  int64_t depth;
-  const float* weight;
+  int64_t rows, depth;
+  const float* weight;  // the next panel's lies behind
   float* out;
   int64_t out_stride;
 
   template <int Rows>
   KRYPTON_INLINE void run(int64_t row) const {
+    const float* const next = weight + depth * kPanel;
+    for (int64_t k = depth * row / rows; k < depth * (row + Rows) / rows; ++k) {
+      __builtin_prefetch(next + k * kPanel, 0, 2);  // into the second cache: the first one is full
+    }
     multiply_rows<Rows>(cells + row * depth, depth, weight, out + row * out_stride, out_stride);
   }
 };
@@ -639,7 +643,7 @@ class Winograd {
         const int64_t rows = used_[least_outputs(y)][least_outputs(x)];
         for (int64_t k = 0; k < padded_; k += kPanel) {
           for_rows<kRows>(0, rows,
-                          MultiplyRows{cells_ + number * plane_, depth_, weight,
+                          MultiplyRows{cells_ + number * plane_, rows, depth_, weight,
                                        products_ + number * out_plane_ + k, padded_});
           weight += depth_ * kPanel;
         }
