@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ._ops import (
     Patches,
+    backend_info,
     convolve_patches,
     gather_patches,
     pack_weight,
@@ -124,10 +125,20 @@ def _machine(threads: int, kernels: str) -> str:
         torch.backends.cpu.get_cpu_capability(),
         str(threads),
         kernels,
+        _binary(),
         torch.__version__,
         str(_FORMAT),
     )
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+def _binary() -> str:
+    """Which build of the kernels runs: another one may have other rates."""
+    path = backend_info().path
+    if path is None:
+        return ""
+    status = Path(path).stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _processor() -> str:

@@ -53,6 +53,16 @@ def test_a_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @compiled
+def test_another_build_is_measured_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rates, "measure", lambda: GUESSED)
+    rates_of(CPU)
+    monkeypatch.setattr(_rates, "_binary", lambda: "another")
+    _rates._of_this_machine.cache_clear()
+    rates_of(CPU)
+    assert len(list(cache.iterdir())) == 2
+
+
+@compiled
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"call": 1.0}', "negative"])
 def test_a_broken_file_is_measured_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch, content: str
