@@ -6,34 +6,44 @@
 
 namespace captum_krypton {
 
-// Winograd's algorithm F(m, 3) computes m outputs of three taps from m + 2 products: it
-// interpolates at infinity and at the first m + 1 of 0, a, -a, b, -b. Weights are transformed once,
-// as for m = 4, for all m. Points of about one size keep rounding errors small; the usual 1 and 2
-// do not.
-constexpr float kPointA = 0.625F;
-constexpr float kPointB = 1.5F;
-constexpr int kPointsAxis = 6;
-constexpr int kMostOutputs = kPointsAxis - 2;
+// Winograd's algorithm F(m, r) computes m outputs of r taps from m + r - 1 products: it
+// interpolates at infinity and at the first m + r - 2 of 0, a, -a, b, -b and so on. Weights are
+// transformed once, for all points that an axis has, and serve every m. More than r taps are groups
+// of r, whose products are summed. Points of about one size keep rounding errors small.
+//
+// Groups have three taps; four where that takes fewer products and there is no second axis to
+// multiply the errors.
+constexpr int group_taps(const int64_t (&kernel)[2]) {
+  const int64_t taps = kernel[0] * kernel[1];
+  const bool flat = kernel[0] == 1 || kernel[1] == 1;
+  return flat && (taps == 4 || taps == 7 || taps == 8) ? 4 : 3;
+}
 
-// Groups of three taps that an axis has; at most kMostGroups.
-constexpr int64_t tap_groups(int64_t taps) { return (taps + 2) / 3; }
+// The positive points, by the taps of a group, and how many points there are in all.
+constexpr double kPairsOfThree[] = {0.625, 1.5};
+constexpr double kPairsOfFour[] = {0.5, 1.0, 2.0};
+constexpr int group_points(int taps) { return taps == 4 ? 8 : 6; }
+
+// Along an axis of so many taps: groups, at most kMostGroups of them, points, and outputs of a tile
+// at most. One tap is left alone.
+constexpr int64_t axis_groups(int64_t taps, int group) { return (taps + group - 1) / group; }
+constexpr int axis_points(int64_t taps, int group) { return taps == 1 ? 1 : group_points(group); }
+constexpr int axis_outputs(int64_t taps, int group) {
+  return taps == 1 ? 1 : group_points(group) - group + 1;
+}
 constexpr int kMostGroups = 3;
-
-// Along an axis of so many taps: points, and outputs of a tile at most. One tap is left alone.
-constexpr int axis_points(int64_t taps) { return taps == 1 ? 1 : kPointsAxis; }
-constexpr int axis_outputs(int64_t taps) { return taps == 1 ? 1 : kMostOutputs; }
+constexpr int kMostOutputs = 5;
 
 // Products that Winograd's algorithm makes for every tile and output channel: `depth` of them at
 // each of `points`.
 constexpr int64_t winograd_points(const int64_t (&kernel)[2]) {
-  return axis_points(kernel[0]) * axis_points(kernel[1]);
+  const int group = group_taps(kernel);
+  return axis_points(kernel[0], group) * axis_points(kernel[1], group);
 }
 constexpr int64_t winograd_depth(const int64_t (&kernel)[2], int64_t channels) {
-  return tap_groups(kernel[0]) * tap_groups(kernel[1]) * channels;
+  const int group = group_taps(kernel);
+  return axis_groups(kernel[0], group) * axis_groups(kernel[1], group) * channels;
 }
-
-// Cells along an axis that a tile reads at most.
-constexpr int kMostCells = kPointsAxis + 3 * (kMostGroups - 1);
 
 // The volumes that windows read: a patch inside its box, the base around it, zeros outside of the
 // volume. Channels are last: the channels of a cell lie side by side.
@@ -63,7 +73,7 @@ struct Output {
   const int64_t* before;  // how many of them the earlier windows have, (windows + 1)
 };
 
-// The outputs that Winograd's algorithm computes at once: 1 to 4 along each axis.
+// The outputs that Winograd's algorithm computes at once: 1 to kMostOutputs along each axis.
 struct Tile {
   int64_t window;
   int64_t row;

@@ -338,149 +338,200 @@ struct MultiplyCells {
   }
 };
 
-// --- Winograd's algorithm (Lavin and Gray 2016), one axis at a time: F(m, 3), see convolve.h. More
-// than three taps are groups of three, whose products are summed like those of more channels. An
-// axis of one tap has one point and one output.
+// --- Winograd's algorithm (Lavin and Gray 2016), one axis at a time: F(m, r), see convolve.h. An
+// axis of one tap has one point and one output; m = 0 stands for it.
 
-// The transforms for Outputs outputs of three taps; 0 stands for an axis of one tap.
-template <int Outputs>
-struct Transform;
+constexpr int kMostPoints = group_points(4);
 
-template <>
-struct Transform<0> {
+// A point of an axis by its number; the last number is infinity's.
+template <int Taps>
+constexpr double place(int number) {
+  const double* const pairs = Taps == 4 ? kPairsOfFour : kPairsOfThree;
+  return number == 0 ? 0 : (number % 2 ? 1 : -1) * pairs[(number - 1) / 2];
+}
+
+// Finite points, all points and results of F(m, r).
+template <int Taps>
+constexpr int finite(int outputs) {
+  return outputs + Taps - 2;
+}
+template <int Taps>
+constexpr int points(int outputs) {
+  return outputs == 0 ? 1 : outputs + Taps - 1;
+}
+constexpr int results(int outputs) { return outputs == 0 ? 1 : outputs; }
+
+// The number that point `i` of F(m, r) has among all points of an axis.
+template <int Taps>
+constexpr int point(int outputs, int i) {
+  return outputs == 0 || i < finite<Taps>(outputs) ? i : group_points(Taps) - 1;
+}
+
+// The least m, less one, for which F(m, r) uses a point.
+template <int Taps>
+constexpr int least_outputs(int point) {
+  return point <= Taps - 2 || point == group_points(Taps) - 1 ? 0 : point - Taps + 2;
+}
+
+struct Matrix {
+  float at[kMostPoints][kMostPoints] = {};
+};
+
+// The input's transform. A point's row has the coefficients of the product of x - q over the other
+// finite points q of F(m, r). The weight is transformed for all points of the axis: what it divides
+// by on account of the others is made good here.
+template <int Taps, int Outputs>
+constexpr Matrix input_matrix() {
+  constexpr int count = finite<Taps>(Outputs);
+  Matrix made;
+  for (int i = 0; i <= count; ++i) {
+    double row[kMostPoints + 1] = {1};
+    int degree = 0;
+    for (int q = 0; q < count; ++q) {
+      if (q != i) {
+        ++degree;
+        for (int k = degree; k > 0; --k) {
+          row[k] = row[k - 1] - place<Taps>(q) * row[k];
+        }
+        row[0] *= -place<Taps>(q);
+      }
+    }
+    for (int q = count; i < count && q < group_points(Taps) - 1; ++q) {
+      for (int k = 0; k <= degree; ++k) {
+        row[k] *= place<Taps>(i) - place<Taps>(q);
+      }
+    }
+    for (int k = 0; k <= degree; ++k) {
+      made.at[i][k] = static_cast<float>(row[k]);
+    }
+  }
+  return made;
+}
+
+// The output's transform, of the finite points: their powers.
+template <int Taps, int Outputs>
+constexpr Matrix output_matrix() {
+  Matrix made;
+  for (int i = 0; i < finite<Taps>(Outputs); ++i) {
+    double power = 1;
+    for (int k = 0; k < Outputs; ++k) {
+      made.at[k][i] = static_cast<float>(power);
+      power *= place<Taps>(i);
+    }
+  }
+  return made;
+}
+
+// Adds products to a sum that may not have begun.
+struct Sum {
+  Vector value{};
+  bool begun = false;
+
+  KRYPTON_INLINE void add(float factor, Vector number) {
+    if (factor != 0) {
+      value = begun ? value + factor * number : factor * number;
+      begun = true;
+    }
+  }
+};
+
+template <int Taps, int Outputs>
+struct Transform {
+  static constexpr int kFinite = finite<Taps>(Outputs), kPoints = points<Taps>(Outputs);
+  static constexpr bool kPaired = kFinite % 2 == 1;  // every point but 0 with its negative
+  static constexpr Matrix kInput = input_matrix<Taps, Outputs>();
+  static constexpr Matrix kOutput = output_matrix<Taps, Outputs>();
+
+  // Point i from the numbers first, first + step and so on.
+  static KRYPTON_INLINE Vector at_point(int i, const Vector* d, int first, int step) {
+    Sum sum;
+#pragma GCC unroll 8
+    for (int k = first; k < kPoints; k += step) {
+      sum.add(kInput.at[i][k], d[k]);
+    }
+    return sum.value;
+  }
+
+  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
+    r[0] = at_point(0, d, 0, 1);
+#pragma GCC unroll 8
+    for (int i = 1; i < kFinite; i += 1 + kPaired) {
+      if (kPaired) {  // they differ in the signs of the odd powers
+        const Vector even = at_point(i, d, 0, 2), odd = at_point(i, d, 1, 2);
+        r[i] = even + odd;
+        r[i + 1] = even - odd;
+      } else {
+        r[i] = at_point(i, d, 0, 1);
+      }
+    }
+    r[kPoints - 1] = at_point(kPoints - 1, d, 0, 1);
+  }
+
+  static KRYPTON_INLINE void output(const Vector* m, Vector* y) {
+#pragma GCC unroll 8
+    for (int k = 0; k < Outputs; ++k) {
+      Sum sum;
+      sum.add(kOutput.at[k][0], m[0]);
+#pragma GCC unroll 8
+      for (int i = 1; i < kFinite; i += 2) {
+        const bool alone = i + 1 == kFinite;
+        sum.add(kOutput.at[k][i], alone ? m[i] : k % 2 == 0 ? m[i] + m[i + 1] : m[i] - m[i + 1]);
+      }
+      y[k] = k == Outputs - 1 ? sum.value + m[kPoints - 1] : sum.value;
+    }
+  }
+};
+
+template <int Taps>
+struct Transform<Taps, 0> {
   static KRYPTON_INLINE void input(const Vector* d, Vector* r) { r[0] = d[0]; }
   static KRYPTON_INLINE void output(const Vector* m, Vector* y) { y[0] = m[0]; }
 };
 
-template <>
-struct Transform<1> {
-  static constexpr float a = kPointA, a2 = a * a, b2 = kPointB * kPointB;
-  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
-    r[0] = a2 * b2 * d[0] - a * b2 * d[1];
-    r[1] = 2 * a * (a2 - b2) * d[1];
-    r[2] = d[2] - a * d[1];
-  }
-  static KRYPTON_INLINE void output(const Vector* m, Vector* y) { y[0] = m[0] + m[1] + m[2]; }
-};
-
-template <>
-struct Transform<2> {
-  static constexpr float a = kPointA, a2 = a * a, b2 = kPointB * kPointB;
-  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
-    r[0] = b2 * (a2 * d[0] - d[2]);
-    const Vector even = (a2 - b2) * d[2], odd = a * (a2 - b2) * d[1];
-    r[1] = even + odd;
-    r[2] = even - odd;
-    r[3] = d[3] - a2 * d[1];
-  }
-  static KRYPTON_INLINE void output(const Vector* m, Vector* y) {
-    y[0] = m[0] + (m[1] + m[2]);
-    y[1] = a * (m[1] - m[2]) + m[3];
-  }
-};
-
-template <>
-struct Transform<3> {
-  static constexpr float a = kPointA, b = kPointB, a2 = a * a, b2 = b * b;
-  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
-    r[0] = b * ((d[3] - a2 * d[1]) - b * (d[2] - a2 * d[0]));
-    r[1] = (a + b) * ((d[3] - a * b * d[1]) + (a - b) * d[2]);
-    r[2] = (b - a) * ((d[3] + a * b * d[1]) - (a + b) * d[2]);
-    r[3] = 2 * b * (d[3] - a2 * d[1]);
-    r[4] = (d[4] - a2 * d[2]) - b * (d[3] - a2 * d[1]);
-  }
-  static KRYPTON_INLINE void output(const Vector* m, Vector* y) {
-    const Vector sum = m[1] + m[2], difference = m[1] - m[2];
-    y[0] = m[0] + (sum + m[3]);
-    y[1] = a * difference + b * m[3];
-    y[2] = a2 * sum + (b2 * m[3] + m[4]);
-  }
-};
-
-template <>
-struct Transform<4> {
-  static constexpr float a = kPointA, b = kPointB;
-  static constexpr float a2 = a * a, b2 = b * b, a3 = a2 * a, b3 = b2 * b;
-  static constexpr float product = a2 * b2, sum = a2 + b2;
-  static KRYPTON_INLINE void input(const Vector* d, Vector* r) {
-    r[0] = product * d[0] + (d[4] - sum * d[2]);
-    const Vector even_a = d[4] - b2 * d[2], odd_a = d[3] - b2 * d[1];
-    r[1] = even_a + a * odd_a;
-    r[2] = even_a - a * odd_a;
-    const Vector even_b = d[4] - a2 * d[2], odd_b = d[3] - a2 * d[1];
-    r[3] = even_b + b * odd_b;
-    r[4] = even_b - b * odd_b;
-    r[5] = product * d[1] + (d[5] - sum * d[3]);
-  }
-  static KRYPTON_INLINE void output(const Vector* m, Vector* y) {
-    const Vector sum_a = m[1] + m[2], difference_a = m[1] - m[2];
-    const Vector sum_b = m[3] + m[4], difference_b = m[3] - m[4];
-    y[0] = m[0] + (sum_a + sum_b);
-    y[1] = a * difference_a + b * difference_b;
-    y[2] = a2 * sum_a + b2 * sum_b;
-    y[3] = a3 * difference_a + (b3 * difference_b + m[5]);
-  }
-};
-
-constexpr int kSide = kPointsAxis;
-
-// Calls `work.template run<m>()` for an axis with m outputs, 0 for an axis of one tap.
-template <typename Work>
+// Calls `work.template run<m>()` for an axis with m outputs, at most Most.
+template <int Most, typename Work>
 KRYPTON_INLINE void for_outputs(int outputs, const Work& work) {
-  switch (outputs) {
-    case 0:
-      return work.template run<0>();
-    case 1:
-      return work.template run<1>();
-    case 2:
-      return work.template run<2>();
-    case 3:
-      return work.template run<3>();
-    default:
-      return work.template run<4>();
+  if constexpr (Most == 0) {
+    work.template run<0>();
+  } else if (outputs == Most) {
+    work.template run<Most>();
+  } else {
+    for_outputs<Most - 1>(outputs, work);
   }
 }
 
-// Points, and cells of one group of taps, of an axis with m outputs.
-constexpr int points(int outputs) { return outputs == 0 ? 1 : outputs + 2; }
-constexpr int results(int outputs) { return outputs == 0 ? 1 : outputs; }
-
-// The number that point `i` of F(m, 3) has among all points of an axis.
-constexpr int point(int outputs, int i) { return outputs == 0 || i <= outputs ? i : kSide - 1; }
-
-// The least m, less one, for which F(m, 3) uses a point.
-constexpr int least_outputs(int point) { return point < 2 || point == kSide - 1 ? 0 : point - 1; }
-
 // The two directions of a transform.
+template <int Taps>
 struct Input {
-  static constexpr int made(int outputs) { return points(outputs); }
+  static constexpr int made(int outputs) { return points<Taps>(outputs); }
   template <int Outputs>
   static KRYPTON_INLINE void apply(const Vector* from, Vector* to) {
-    Transform<Outputs>::input(from, to);
+    Transform<Taps, Outputs>::input(from, to);
   }
 };
 
+template <int Taps>
 struct Inverse {
   static constexpr int made(int outputs) { return results(outputs); }
   template <int Outputs>
   static KRYPTON_INLINE void apply(const Vector* from, Vector* to) {
-    Transform<Outputs>::output(from, to);
+    Transform<Taps, Outputs>::output(from, to);
   }
 };
 
 // A transform along the first axis, of all numbers of the second.
-template <typename Direction, int Pitch>
+template <int Taps, typename Direction, int Pitch>
 struct TransformRows {
   const float* const* from;  // Pitch from one row to the next
   int columns;
   int64_t channel;
-  Vector (&half)[kSide][kSide];
+  Vector (&half)[kMostPoints][kMostPoints];
 
   template <int Outputs>
   KRYPTON_INLINE void run() const {
     for (int j = 0; j < columns; ++j) {
-      Vector read[kSide], made[kSide];
-      for (int i = 0; i < points(Outputs); ++i) {
+      Vector read[kMostPoints], made[kMostPoints];
+      for (int i = 0; i < points<Taps>(Outputs); ++i) {
         read[i] = load<Vector>(from[i * Pitch + j] + channel);
       }
       Direction::template apply<Outputs>(read, made);
@@ -494,14 +545,14 @@ struct TransformRows {
 // The second axis; `put(i, j, number)` takes what it makes.
 template <typename Direction, typename Put>
 struct TransformColumns {
-  const Vector (&half)[kSide][kSide];
+  const Vector (&half)[kMostPoints][kMostPoints];
   int rows;
   const Put& put;
 
   template <int Outputs>
   KRYPTON_INLINE void run() const {
     for (int i = 0; i < rows; ++i) {
-      Vector made[kSide];
+      Vector made[kMostPoints];
       Direction::template apply<Outputs>(half[i], made);
       for (int j = 0; j < Direction::made(Outputs); ++j) {
         put(i, j, made[j]);
@@ -511,12 +562,14 @@ struct TransformColumns {
 };
 
 // Both axes of one vector of channels: rows x columns numbers from `from`.
-template <typename Direction, int Pitch, typename Put>
+template <int Taps, typename Direction, int Pitch, typename Put>
 KRYPTON_INLINE void transform(int height, int width, const float* const* from, int64_t channel,
                               const Put& put) {
-  Vector half[kSide][kSide];
-  for_outputs(height, TransformRows<Direction, Pitch>{from, points(width), channel, half});
-  for_outputs(width, TransformColumns<Direction, Put>{half, Direction::made(height), put});
+  constexpr int most = group_points(Taps) - Taps + 1;
+  Vector half[kMostPoints][kMostPoints];
+  for_outputs<most>(
+      height, TransformRows<Taps, Direction, Pitch>{from, points<Taps>(width), channel, half});
+  for_outputs<most>(width, TransformColumns<Direction, Put>{half, Direction::made(height), put});
 }
 
 struct PutPoint {
@@ -524,7 +577,7 @@ struct PutPoint {
   int64_t at;
 
   KRYPTON_INLINE void operator()(int i, int j, Vector number) const {
-    store(to[i * kSide + j] + at, number);
+    store(to[i * kMostPoints + j] + at, number);
   }
 };
 
@@ -539,6 +592,7 @@ struct PutOutput {
   }
 };
 
+template <int Taps>
 class Winograd {
  public:
   Winograd(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
@@ -566,8 +620,11 @@ class Winograd {
   }
 
  private:
-  int64_t groups(int axis) const { return tap_groups(conv_.kernel[axis]); }
-  int points_along(int axis) const { return axis_points(conv_.kernel[axis]); }
+  // Cells along an axis that a tile reads at most.
+  static constexpr int kMostCells = group_points(Taps) + Taps * (kMostGroups - 1);
+
+  int64_t groups(int axis) const { return axis_groups(conv_.kernel[axis], Taps); }
+  int points_along(int axis) const { return axis_points(conv_.kernel[axis], Taps); }
   int outputs(const Tile& tile, int axis) const {
     return conv_.kernel[axis] == 1 ? 0 : (axis == 0 ? tile.height : tile.width);
   }
@@ -592,12 +649,12 @@ class Winograd {
   KRYPTON_INLINE void addresses(int64_t tile, Pointer planes, int64_t plane, int64_t depth,
                                 Pointer* out) const {
     const int height = outputs(tiles_[tile], 0), width = outputs(tiles_[tile], 1);
-    for (int i = 0; i < points(height); ++i) {
-      const int y = point(height, i);
-      for (int j = 0; j < points(width); ++j) {
-        const int x = point(width, j);
-        const int kind = least_outputs(y) * kMostOutputs + least_outputs(x);
-        out[i * kSide + j] =
+    for (int i = 0; i < points<Taps>(height); ++i) {
+      const int y = point<Taps>(height, i);
+      for (int j = 0; j < points<Taps>(width); ++j) {
+        const int x = point<Taps>(width, j);
+        const int kind = least_outputs<Taps>(y) * kMostOutputs + least_outputs<Taps>(x);
+        out[i * kMostPoints + j] =
             planes + (y * points_along(1) + x) * plane + slots_[kind * count_ + tile] * depth;
       }
     }
@@ -608,9 +665,9 @@ class Winograd {
     const int height = outputs(tile, 0), width = outputs(tile, 1);
     const View view_of = view(conv_.source, tile.window);
     const float* cells[kMostCells * kMostCells];
-    const int64_t rows = points(height) + 3 * (groups(0) - 1);
-    const int64_t columns = points(width) + 3 * (groups(1) - 1);
-    // The last group may have less than three taps; what the others would read does not count.
+    const int64_t rows = points<Taps>(height) + Taps * (groups(0) - 1);
+    const int64_t columns = points<Taps>(width) + Taps * (groups(1) - 1);
+    // The last group may have fewer taps; what the others would read does not count.
     const int64_t read_rows = tile.height + conv_.kernel[0] - 1;
     const int64_t read_columns = tile.width + conv_.kernel[1] - 1;
     for (int64_t i = 0; i < rows; ++i) {
@@ -620,15 +677,16 @@ class Winograd {
         cells[i * kMostCells + j] = read ? row.at(tile.column + j) : row.zeros;
       }
     }
-    float* to[kSide * kSide];
+    float* to[kMostPoints * kMostPoints];
     addresses(number, cells_, plane_, depth_, to);
     int64_t at = 0;
     for (int64_t i = 0; i < groups(0); ++i) {
       for (int64_t j = 0; j < groups(1); ++j) {
-        const float* const* const group = cells + 3 * (i * kMostCells + j);
+        const float* const* const group = cells + Taps * (i * kMostCells + j);
         for (int64_t c = 0; c < channels_; c += kLanes) {
           const int64_t channel = least(c, channels_ - kLanes);  // the last ones twice
-          transform<Input, kMostCells>(height, width, group, channel, PutPoint{to, at + channel});
+          transform<Taps, Input<Taps>, kMostCells>(height, width, group, channel,
+                                                   PutPoint{to, at + channel});
         }
         at += channels_;
       }
@@ -640,7 +698,7 @@ class Winograd {
     for (int y = 0; y < points_along(0); ++y) {
       for (int x = 0; x < points_along(1); ++x) {
         const int64_t number = y * points_along(1) + x;
-        const int64_t rows = used_[least_outputs(y)][least_outputs(x)];
+        const int64_t rows = used_[least_outputs<Taps>(y)][least_outputs<Taps>(x)];
         for (int64_t k = 0; k < padded_; k += kPanel) {
           for_rows<kRows>(0, rows,
                           MultiplyRows{cells_ + number * plane_, rows, depth_, weight,
@@ -667,13 +725,13 @@ class Winograd {
     const Output& out = conv_.out;
     const Finish finish{conv_.bias, conv_.residual ? residual : nullptr, conv_.low, conv_.high,
                         conv_.activation};
-    const float* from[kSide * kSide];
+    const float* from[kMostPoints * kMostPoints];
     addresses<const float*>(number, products_, out_plane_, padded_, from);
     float* const to =
         out.data + ((tile.window * out.height + tile.row) * out.width + tile.column) * out.channels;
     for (int64_t c = 0; c < out.channels; c += kLanes) {
       const int64_t channel = least(c, out.channels - kLanes);  // the last ones twice
-      transform<Inverse, kSide>(
+      transform<Taps, Inverse<Taps>, kMostPoints>(
           height, width, from, channel,
           PutOutput{finish, to, out.width * out.channels, out.channels, channel});
     }
@@ -689,7 +747,11 @@ class Winograd {
 };
 
 void winograd(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  Winograd(conv, begin, end, scratch).run();
+  if (group_taps(conv.kernel) == 4) {
+    Winograd<4>(conv, begin, end, scratch).run();
+  } else {
+    Winograd<3>(conv, begin, end, scratch).run();
+  }
 }
 
 // --- Output cells, and the cells that they read.

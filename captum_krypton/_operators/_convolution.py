@@ -15,8 +15,7 @@ from .._ops import (
     convolve_patches,
     finish,
     panel_size,
-    tap_groups,
-    winograd_points,
+    winograd_sizes,
 )
 from .._rates import Rates
 from .._regions import Integers, Reach, union
@@ -87,11 +86,8 @@ class _Convolution(WindowRule):
 
     def _by_winograd(self, cells: list[Integers], rates: Rates) -> tuple[Algorithm, float]:
         out_channels, channels = self.view.shape(self.weight)[:2]
-        points = math.prod(
-            float(winograd_points(n, taps).mean())
-            for n, taps in zip(cells, self.kernel, strict=True)
-        )
-        depth = math.prod(map(tap_groups, self.kernel)) * channels
+        points, groups = winograd_sizes(self.kernel, cells)
+        depth = groups * channels
         seconds = points * depth * out_channels * rates.product
         return Algorithm.WINOGRAD, seconds + points * (depth + out_channels) * rates.transform
 

@@ -10,8 +10,7 @@ from captum_krypton._ops._convolve import (
     convolve_patches,
     pack_weight,
     panel_size,
-    tap_groups,
-    winograd_points,
+    winograd_sizes,
 )
 from captum_krypton._ops._gather import gather_patches
 from captum_krypton._ops._join import join_block, join_patches
@@ -39,6 +38,5 @@ __all__ = [
     "pack_weight",
     "panel_size",
     "pool_patches",
-    "tap_groups",
-    "winograd_points",
+    "winograd_sizes",
 ]

@@ -23,8 +23,7 @@ __all__ = [
     "convolve_patches",
     "pack_weight",
     "panel_size",
-    "tap_groups",
-    "winograd_points",
+    "winograd_sizes",
 ]
 
 library.define(
@@ -38,11 +37,10 @@ library.define(
 )
 library.define("panel_size() -> int")
 
-# As in csrc/convolve.h: where Winograd's algorithm interpolates, besides 0 and infinity, the
-# negatives too; the groups of three taps that an axis may have; the outputs of a tile.
-_POINTS = (0.625, 1.5)
-_MOST_GROUPS = 3
-_MOST_OUTPUTS = 4
+# As in csrc/convolve.h: where Winograd's algorithm interpolates besides 0 and infinity, and at the
+# negatives, by the taps of a group; the taps that an axis may have.
+_PAIRS = {3: (0.625, 1.5), 4: (0.5, 1.0, 2.0)}
+_MOST_TAPS = 9
 _LEAST_CHANNELS = 16  # no kernel has more lanes
 
 
@@ -89,14 +87,32 @@ def panel_size() -> int:
     return found
 
 
-def tap_groups(taps: int) -> int:
-    """Groups of three taps that an axis of Winograd's algorithm has."""
-    return -(-taps // 3)
+def _group_taps(kernel: Sequence[int]) -> int:
+    """Taps in a group of Winograd's algorithm (`group_taps` in csrc/convolve.h)."""
+    return 4 if min(kernel) == 1 and max(kernel) in (4, 7, 8) else 3
 
 
-def winograd_points(cells: npt.NDArray[np.int64], taps: int) -> npt.NDArray[np.int64]:
-    """Products that Winograd's algorithm makes along an axis of so many cells, a group of taps."""
-    return cells if taps == 1 else cells + 2 * -(-cells // _MOST_OUTPUTS)
+def winograd_sizes(
+    kernel: Sequence[int], cells: Sequence[npt.NDArray[np.int64]]
+) -> tuple[float, int]:
+    """What Winograd's algorithm makes of patches.
+
+    Args:
+        kernel: the kernel's taps along each axis.
+        cells: the cells along each axis that each window's patch has.
+
+    Returns:
+        A window's points, on average, and the groups of taps, of which each has as many products
+        as there are points.
+    """
+    group = _group_taps(kernel)
+    points, groups = 1.0, 1
+    for taps, n in zip(kernel, cells, strict=True):
+        outputs = 2 * len(_PAIRS[group]) + 2 - group + 1
+        along = n if taps == 1 else n + (group - 1) * -(-n // outputs)
+        points *= float(along.mean())
+        groups *= -(-taps // group)
+    return points, groups
 
 
 def allows_winograd(weight: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
@@ -112,7 +128,7 @@ def allows_winograd(weight: Sequence[int], stride: Sequence[int], dilation: Sequ
     return (
         steps == {1}
         and max(kernel) > 1
-        and max(map(tap_groups, kernel)) <= _MOST_GROUPS
+        and max(kernel) <= _MOST_TAPS
         and min(channels) >= _LEAST_CHANNELS
     )
 
@@ -162,30 +178,27 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
 
 def _weight_transform(kernel: Sequence[int]) -> Tensor:
     """From taps to points, (groups of taps, points, taps), of both axes, float64."""
-    first, second = map(_axis_transform, kernel)
+    group = _group_taps(kernel)
+    first, second = (_axis_transform(taps, group) for taps in kernel)
     both = torch.einsum("gpt,hqu->ghpqtu", first, second)
     return both.flatten(4).flatten(2, 3).flatten(0, 1)
 
 
-def _axis_transform(taps: int) -> Tensor:
-    """Winograd's G for every group of three taps; the identity for an axis of one tap."""
+def _axis_transform(taps: int, group: int) -> Tensor:
+    """Winograd's G for every group of taps; the identity for an axis of one tap."""
     if taps == 1:
         return torch.ones(1, 1, 1, dtype=torch.float64)
-    a, b = _POINTS
-    at_a, at_b = 2 * a * a * (a * a - b * b), 2 * b * b * (b * b - a * a)
-    rows = [
-        [1 / (a * b) ** 2, 0, 0],
-        [1 / at_a, a / at_a, a * a / at_a],
-        [1 / at_a, -a / at_a, a * a / at_a],
-        [1 / at_b, b / at_b, b * b / at_b],
-        [1 / at_b, -b / at_b, b * b / at_b],
-        [0, 0, 1],
-    ]
+    finite = [0.0, *(sign * place for place in _PAIRS[group] for sign in (1, -1))]
+    rows = []
+    for place in finite:
+        divisor = math.prod(place - other for other in finite if other != place)
+        rows.append([place**power / divisor for power in range(group)])
+    rows.append([0.0] * (group - 1) + [1.0])  # infinity
     one = torch.tensor(rows, dtype=torch.float64)
-    groups = tap_groups(taps)
-    every = one.new_zeros(groups, len(rows), 3 * groups)
-    for group in range(groups):
-        every[group, :, 3 * group : 3 * group + 3] = one
+    groups = -(-taps // group)
+    every = one.new_zeros(groups, len(rows), group * groups)
+    for number in range(groups):
+        every[number, :, group * number : group * (number + 1)] = one
     return every[:, :, :taps]
 
 

@@ -210,11 +210,12 @@ struct Parts {
 
 std::vector<Tile> make_tiles(const Written& written, const int64_t (&kernel)[2]) {
   std::vector<Tile> tiles;
+  const int group = group_taps(kernel);
   const int64_t windows = static_cast<int64_t>(written.before.size()) - 1;
   for (int64_t window = 0; window < windows; ++window) {
     const int64_t* const extent = written.extent.data() + 2 * window;
-    const Parts rows(extent[0], axis_outputs(kernel[0]));
-    const Parts columns(extent[1], axis_outputs(kernel[1]));
+    const Parts rows(extent[0], axis_outputs(kernel[0], group));
+    const Parts columns(extent[1], axis_outputs(kernel[1], group));
     for (int64_t i = 0; i < rows.count; ++i) {
       for (int64_t j = 0; j < columns.count; ++j) {
         tiles.push_back({window, rows.begin(i), columns.begin(j), rows.size(i), columns.size(j)});
@@ -236,7 +237,7 @@ struct Work {
 // Tiles that stay in the caches through all three stages of Winograd's algorithm.
 int64_t tiles_in_block(int64_t points, int64_t depth) {
   const int64_t tiles = depth >= 448 ? 192 : (depth >= 192 ? 96 : 48);
-  return points == kPointsAxis ? 4 * tiles : tiles;
+  return points <= group_points(4) ? 4 * tiles : tiles;  // of one axis or of two
 }
 
 constexpr int64_t kCellsInBlock = 96;
