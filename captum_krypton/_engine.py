@@ -72,7 +72,7 @@ class Engine:
     Args:
         forward: the forward function.
         memory_budget: bytes for activations, or None for a share of the free memory.
-        winograd: whether 3 x 3 convolutions may run by Winograd's algorithm.
+        winograd: whether convolutions may run by Winograd's algorithm.
         self_check: whether the first map of a graph is compared with the forward function.
         cuda_graphs: whether batches on a GPU are captured and replayed.
         compile_pointwise: whether torch.compile makes what follows a convolution of PyTorch's own.

@@ -47,15 +47,15 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         forward_func: the model, or any callable that Captum's Occlusion takes.
         memory_budget: bytes that activations may take, for the choice of the batch size; a
             quarter of the free memory where left out.
-        winograd: whether 3 x 3 convolutions may run by Winograd's algorithm, where they are faster
-            by it. Results then differ in rounding only.
+        winograd: whether convolutions may run by Winograd's algorithm, where they are faster by it.
+            Results then differ in rounding only.
         self_check: whether the first map of a graph is compared with the forward function itself
             on a few windows; a difference leads to Captum's path.
         cuda_graphs: whether batches on a GPU are captured as CUDA graphs and replayed. A model then
             keeps the values of its last images and of a batch on the device from map to map.
         compile_pointwise: whether torch.compile makes one pass of what follows a convolution of
-            PyTorch's own: bias, sum, activation and clamp. On the CPU, the package's own kernels
-            do that anyway for float32 and two window axes.
+            PyTorch's own: bias, sum, activation and clamp; where it cannot, there is a warning. On
+            the CPU, the package's own kernels do that anyway for float32 and two window axes.
         projective_field_threshold: tau, in (0, 1] (Section 4.2): what a window changes is
             followed over at most this share of a volume's side. Below 1 maps are approximate.
         drill_down: which windows to run, the rest being interpolated (Section 4.3). Maps are

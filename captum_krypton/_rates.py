@@ -135,10 +135,10 @@ def _machine(threads: int, kernels: str) -> str:
 def _binary() -> str:
     """Which build of the kernels runs: another one may have other rates."""
     path = backend_info().path
-    if path is None:
+    try:
+        return "" if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:  # gone since it was loaded
         return ""
-    status = Path(path).stat()
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _processor() -> str:

@@ -22,7 +22,13 @@ constexpr int group_taps(const int64_t (&kernel)[2]) {
 // The positive points, by the taps of a group, and how many points there are in all.
 constexpr double kPairsOfThree[] = {0.625, 1.5};
 constexpr double kPairsOfFour[] = {0.5, 1.0, 2.0};
-constexpr int group_points(int taps) { return taps == 4 ? 8 : 6; }
+template <int Pairs>
+constexpr int points_of(const double (&)[Pairs]) {
+  return 2 * Pairs + 2;
+}
+constexpr int group_points(int taps) {
+  return taps == 4 ? points_of(kPairsOfFour) : points_of(kPairsOfThree);
+}
 
 // Along an axis of so many taps: groups, at most kMostGroups of them, points, and outputs of a tile
 // at most. One tap is left alone.
@@ -32,7 +38,8 @@ constexpr int axis_outputs(int64_t taps, int group) {
   return taps == 1 ? 1 : group_points(group) - group + 1;
 }
 constexpr int kMostGroups = 3;
-constexpr int kMostOutputs = 5;
+constexpr int kMostOutputs = axis_outputs(4, 4);
+static_assert(kMostOutputs >= axis_outputs(3, 3), "groups of four taps have the most outputs");
 
 // Products that Winograd's algorithm makes for every tile and output channel: `depth` of them at
 // each of `points`.

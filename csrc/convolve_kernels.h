@@ -308,15 +308,17 @@ KRYPTON_INLINE void for_rows(int64_t row, int64_t rows, const Work& work) {
 struct MultiplyRows {
   const float* cells;
   int64_t rows, depth;
-  const float* weight;  // the next panel's lies behind
+  const float* weight;
+  const float* next;  // the panel that follows; none: null
   float* out;
   int64_t out_stride;
 
   template <int Rows>
   KRYPTON_INLINE void run(int64_t row) const {
-    const float* const next = weight + depth * kPanel;
-    for (int64_t k = depth * row / rows; k < depth * (row + Rows) / rows; ++k) {
-      __builtin_prefetch(next + k * kPanel, 0, 2);  // into the second cache: the first one is full
+    constexpr int64_t line = 16;  // numbers
+    const int64_t lines = next ? depth * kPanel / line : 0;
+    for (int64_t k = lines * row / rows; k < lines * (row + Rows) / rows; ++k) {
+      __builtin_prefetch(next + k * line, 0, 2);  // into the second cache: the first one is full
     }
     multiply_rows<Rows>(cells + row * depth, depth, weight, out + row * out_stride, out_stride);
   }
@@ -695,15 +697,18 @@ class Winograd {
 
   void multiply() {
     const float* weight = conv_.weight;
+    const float* const end = weight + winograd_points(conv_.kernel) * padded_ * depth_;
     for (int y = 0; y < points_along(0); ++y) {
       for (int x = 0; x < points_along(1); ++x) {
         const int64_t number = y * points_along(1) + x;
         const int64_t rows = used_[least_outputs<Taps>(y)][least_outputs<Taps>(x)];
         for (int64_t k = 0; k < padded_; k += kPanel) {
+          const float* const next = weight + depth_ * kPanel;
           for_rows<kRows>(0, rows,
                           MultiplyRows{cells_ + number * plane_, rows, depth_, weight,
+                                       next < end ? next : nullptr,
                                        products_ + number * out_plane_ + k, padded_});
-          weight += depth_ * kPanel;
+          weight = next;
         }
       }
     }

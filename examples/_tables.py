@@ -396,11 +396,12 @@ def approximation_speed_table(result: dict[str, Any]) -> str:
 
 
 def approximation_speed_page() -> str:
-    """The table of `approximate_speed.py`, with what it was measured on."""
-    result = json.loads((DATA / "approximate_speed.json").read_text())
-    return (
+    """The tables of `approximate_speed.py`, with what they were measured on."""
+    results = [json.loads(f.read_text()) for f in sorted(DATA.glob("approximate_speed*.json"))]
+    return "\n\n".join(
         f"{approximation_speed_table(result)}\n\nWindows of {result['window']}, stride "
         f"{result['stride']}. Measured on: {machine_line(result)}"
+        for result in results
     )
 
 

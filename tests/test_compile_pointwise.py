@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._operators import _convolution
 from captum_krypton._ops import ACTIVATIONS, compiled_finish, finish
 
 INFINITE = float("inf")
@@ -36,64 +36,101 @@ class Residual(nn.Module):
         return made
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """The compiled functions that steps ask for."""
-    made: list[tuple[Any, ...]] = []
+@pytest.fixture(autouse=True)
+def graphs() -> Iterator[Callable[[], int]]:
+    """Nothing is compiled yet; a function that counts what has been. No variant may be left out."""
+    compiled_finish.cache_clear()
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    before = counters["stats"]["unique_graphs"]
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield lambda: counters["stats"]["unique_graphs"] - before
+    compiled_finish.cache_clear()
 
-    def counted(*arguments: Any) -> Any:
-        made.append(arguments)
-        return compiled_finish(*arguments)
 
-    monkeypatch.setattr(_convolution, "compiled_finish", counted)
-    return made
-
-
-@pytest.mark.parametrize("dimensions", [1, 2, 3])
-@pytest.mark.parametrize("most", [1, 64])
-def test_maps_are_the_same(dimensions: int, most: int, calls: list[tuple[Any, ...]]) -> None:
-    torch.manual_seed(dimensions)
-    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
-    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dimensions - 1]
-    model = Residual(convolution, pool(1)).double().eval()
-    x = torch.randn(2, 2, *[15] * dimensions, dtype=torch.float64)
-    windows = {
+def windows_of(dimensions: int, most: int) -> dict[str, Any]:
+    return {
         "sliding_window_shapes": (2, *[4] * dimensions),
         "strides": (2, *[3] * dimensions),
         "target": 1,
         "perturbations_per_eval": most,
     }
+
+
+def residual_network(dimensions: int) -> nn.Module:
+    torch.manual_seed(dimensions)
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dimensions - 1]
+    return Residual(convolution, pool(1)).double().eval()
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("most", [1, 64])
+def test_maps_are_the_same(dimensions: int, most: int, graphs: Callable[[], int]) -> None:
+    model = residual_network(dimensions)
+    x = torch.randn(2, 2, *[15] * dimensions, dtype=torch.float64)
+    windows = windows_of(dimensions, most)
     expected = Occlusion(model).attribute(x, **windows)
     plain = KryptonOcclusion(model).heatmap(x, **windows)
-    assert not calls
+    assert graphs() == 0
     heat = KryptonOcclusion(model, compile_pointwise=True).heatmap(x, **windows)
     assert heat.report.path == "incremental"
-    assert {(0.0, INFINITE, "none"), (0.0, 6.0, "none"), (-INFINITE, INFINITE, "silu")} < set(calls)
+    assert graphs() >= 3  # bias and ReLU, residual and ReLU6, bias and SiLU; not a bias alone
+    assert compiled_finish.cache_info().currsize == 3
     torch.testing.assert_close(heat.scores, plain.scores, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(heat.attribution(), expected, rtol=0, atol=1e-9)
 
 
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(function: Any, **options: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            raise RuntimeError("there is no compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    model, x = residual_network(3), torch.randn(1, 2, 15, 15, 15, dtype=torch.float64)
+    krypton = KryptonOcclusion(model, compile_pointwise=True)
+    with pytest.warns(RuntimeWarning, match="PyTorch's operators do it.*there is no compiler"):
+        heat = krypton.heatmap(x, **windows_of(3, 64))
+    assert heat.report.path == "incremental"
+    plain = KryptonOcclusion(model).heatmap(x, **windows_of(3, 64))
+    torch.testing.assert_close(heat.scores, plain.scores, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_one_pass(
-    dtype: torch.dtype, activation: str, with_bias: bool, with_residual: bool
+    dtype: torch.dtype, activation: str, with_residual: bool, graphs: Callable[[], int]
 ) -> None:
-    clamps = activation == "none"
-    low, high = (0.0, 1.5) if clamps else (-INFINITE, INFINITE)
+    low, high = (0.0, 1.5) if activation == "none" else (-INFINITE, INFINITE)
     generator = torch.Generator().manual_seed(3)
-    for rows, side in ((5, 7), (1, 1), (4, 3)):
+    with torch.no_grad():
+        finished = compiled_finish(
+            low,
+            high,
+            activation,
+            bias=True,
+            residual=with_residual,
+            rank=4,
+            dtype=dtype,
+            device=torch.device("cpu"),
+        )
+    before = graphs()
+    assert before == 1
+    for rows, side in ((5, 7), (4, 3), (1, 1)):
         shape = (rows, 6, side, side)
         sums, residual = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
         bias = torch.randn(6, generator=generator, dtype=torch.float64)
-        exact = sums + bias.reshape(-1, 1, 1) if with_bias else sums.clone()
+        exact = sums + bias.reshape(-1, 1, 1)
         expected = finish(exact, residual if with_residual else None, low, high, activation)
+        last = torch.channels_last
         with torch.no_grad():
-            found = compiled_finish(low, high, activation)(
-                sums.to(dtype).contiguous(memory_format=torch.channels_last),
-                bias.to(dtype) if with_bias else None,
-                residual.to(dtype) if with_residual else None,
+            found = finished(
+                sums.to(dtype).contiguous(memory_format=last),
+                bias.to(dtype),
+                residual.to(dtype).contiguous(memory_format=last) if with_residual else None,
             )
         assert found.dtype is dtype
         loose = {torch.bfloat16: 5e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]

@@ -221,6 +221,44 @@ def test_equals_the_reference(case: Case) -> None:
     assert (counted(actual - expected, case.extent).abs() <= limit).all()
 
 
+@pytest.mark.parametrize("kernel", [(1, 4), (4, 1), (1, 5), (1, 7), (7, 1), (1, 8), (8, 1), (9, 1)])
+@pytest.mark.parametrize(("channels", "out_channels"), [(16, 19), (33, 40)])
+def test_equals_the_reference_with_kernels_of_one_axis(
+    kernel: tuple[int, int], channels: int, out_channels: int
+) -> None:
+    """Tiles of every length, of windows that reach from nothing to all of their patch."""
+    noise = torch.Generator().manual_seed(0)
+    windows = 12
+
+    def random_patches(count: int) -> Patches:
+        return Patches(
+            torch.randn(2, count, 14, 15, generator=noise),
+            torch.randn(windows, count, 8, 9, generator=noise),
+            torch.arange(windows) % 2,
+            torch.randint(-3, 9, (windows, 2), generator=noise),
+        )
+
+    case = Case(
+        random_patches(channels),
+        torch.randint(-6, 12, (windows, 2), generator=noise),
+        torch.randn(out_channels, channels, *kernel, generator=noise),
+        torch.randn(out_channels, generator=noise),
+        (11, 11),
+        (1, 1),
+        (1, 1),
+        random_patches(out_channels),
+        torch.randint(-3, 9, (windows, 2), generator=noise),
+        0.0,
+        torch.inf,
+        True,
+        1,
+        torch.stack([torch.arange(windows), torch.arange(windows).flip(0)], 1),
+    )
+    actual, expected = case.run(), case.expected()
+    limit = 40 * EPSILON * case.magnitude()
+    assert (counted(actual - expected, case.extent).abs() <= limit).all()
+
+
 @pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
 @pytest.mark.parametrize("kernels", ["portable", "avx2"])
 def test_kernels_of_other_processors(kernels: str) -> None:

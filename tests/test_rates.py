@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from captum_krypton import _rates
-from captum_krypton._ops import panel_size
+from captum_krypton._ops import backend_info, panel_size
 from captum_krypton._rates import GUESSED, Rates, measure, rates_of
 
 CPU = torch.device("cpu")
@@ -53,13 +54,19 @@ def test_a_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @compiled
-def test_another_build_is_measured_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_build_is_measured_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(_rates, "measure", lambda: GUESSED)
-    rates_of(CPU)
-    monkeypatch.setattr(_rates, "_binary", lambda: "another")
-    _rates._of_this_machine.cache_clear()
-    rates_of(CPU)
-    assert len(list(cache.iterdir())) == 2
+    builds = [tmp_path / name for name in ("one", "other", "same as one", "gone")]
+    for build, content in zip(builds, (b"1", b"2", b"1"), strict=False):
+        build.write_bytes(content)
+    for build, files in zip(builds, (1, 2, 2, 3), strict=True):
+        info = dataclasses.replace(backend_info(), path=str(build))
+        monkeypatch.setattr(_rates, "backend_info", lambda info=info: info)
+        _rates._of_this_machine.cache_clear()
+        assert rates_of(CPU) == GUESSED
+        assert len(list(cache.iterdir())) == files
 
 
 @compiled

@@ -125,7 +125,11 @@ class _Convolution(WindowRule):
         bias = None if self.bias is None else group.constant(self.bias)
         stride, dilation, groups, none = self.stride, self.dilation, self.groups, [0] * len(padding)
         low, high, activation = self.low, self.high, self.activation
-        within = None if group.compiles else bias
+        # One of these is one pass anyway.
+        passes = [bias is not None, added is not None, activation != "none"]
+        passes.append((low, high) != (-math.inf, math.inf))
+        compiles = group.compiles and sum(passes) > 1
+        within = None if compiles else bias
 
         def sums(frame: Frame) -> Tensor:
             out: Tensor = aten.convolution.default(
@@ -133,8 +137,17 @@ class _Convolution(WindowRule):
             )
             return out
 
-        if group.compiles:
-            finished = compiled_finish(low, high, activation)
+        if compiles:
+            finished = compiled_finish(
+                low,
+                high,
+                activation,
+                bias=bias is not None,
+                residual=added is not None,
+                rank=weight.dim(),
+                dtype=weight.dtype,
+                device=weight.device,
+            )
             return lambda frame: finished(
                 sums(frame), bias, None if added is None else added(frame)
             )

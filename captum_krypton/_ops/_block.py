@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from types import FunctionType
 
@@ -56,14 +57,36 @@ def finish(
 
 
 Finish = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @functools.cache
-def compiled_finish(low: float, high: float, activation: str) -> Finish:
+def compiled_finish(
+    low: float,
+    high: float,
+    activation: str,
+    *,
+    bias: bool,
+    residual: bool,
+    rank: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Finish:
     """A function that adds a bias and does the rest of `finish`, in one pass by torch.compile.
 
     Its arguments are the sums, which it overwrites, the bias of each channel and the residual. It
-    is compiled on first use.
+    is compiled here, for small tensors with symbols for sizes. Where that fails, it does the same
+    by PyTorch's operators, with a warning.
+
+    Args:
+        low: the least value.
+        high: the largest value.
+        activation: one of `ACTIVATIONS`.
+        bias: whether there is a bias.
+        residual: whether there is a residual.
+        rank: dimensions of the sums.
+        dtype: their type.
+        device: where they are.
     """
 
     def finished(out: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -74,6 +97,19 @@ def compiled_finish(low: float, high: float, activation: str) -> Finish:
     # PyTorch limits the variants of a piece of code: each of these is a piece of its own.
     own = FunctionType(finished.__code__.replace(), globals(), closure=finished.__closure__)
     made: Finish = torch.compile(own, dynamic=True)
+    sums = torch.zeros([2, 3, 5, 7, 11][:rank], dtype=dtype, device=device)
+    if rank in _CHANNELS_LAST:
+        sums = sums.contiguous(memory_format=_CHANNELS_LAST[rank])
+    try:
+        made(sums, sums.new_zeros(3) if bias else None, sums.clone() if residual else None)
+    except RuntimeError as error:
+        warnings.warn(
+            "torch.compile cannot make what follows a convolution, PyTorch's operators do it: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return finished
     return made
 
 
