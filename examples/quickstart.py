@@ -3,6 +3,7 @@
 Prints both times and the largest difference, and writes a picture of the two maps.
 
     python examples/quickstart.py --output quickstart.png
+    python examples/quickstart.py --image photograph.jpg
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def draw(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", help="a photograph (default: one of scikit-image's)")
     parser.add_argument("--stride", type=int, default=8, help="pixels between windows (default 8)")
     parser.add_argument("--window", type=int, default=16, help="side of a window (default 16)")
     parser.add_argument("--output", default="quickstart.png", help="the picture's path")
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     matplotlib.use("Agg")  # a picture in a file needs no display
 
-    image = load_image(None, 224)
+    image = load_image(options.image, 224)
     x = to_input(image)
     model = nn.Sequential(efficientnet_lite(), nn.Softmax(dim=1)).eval()
     with torch.no_grad():

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import skimage
 import torch
 from captum.attr import Occlusion
 from torch import Tensor, nn
@@ -60,13 +61,17 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_quickstart(tmp_path: Path) -> None:
-    picture = tmp_path / "quickstart.png"
-    done = run_example(
-        "quickstart.py", "--window=56", "--stride=56", "--threads=1", f"--output={picture}"
-    )
+@pytest.mark.parametrize("own", [False, True])
+def test_quickstart(tmp_path: Path, own: bool) -> None:
+    picture, photograph = tmp_path / "quickstart.png", tmp_path / "photograph.png"
+    options = ["--window=56", "--stride=56", "--threads=1", f"--output={picture}"]
+    if own:
+        skimage.io.imsave(photograph, skimage.data.coffee())
+        options.append(f"--image={photograph}")
+    done = run_example("quickstart.py", *options)
     assert done.returncode == 0, done.stderr
     rows = dict(re.findall(r"^(.+?)\s{2,}(\S.*)$", done.stdout, flags=re.MULTILINE))
+    assert ("class 967" in done.stdout) is own  # an espresso, not a cat
     assert rows["windows"] == "16"
     assert rows["path"] == "incremental"
     assert float(rows["largest difference"]) <= 1e-4 < float(rows["largest attribution"])
