@@ -267,7 +267,7 @@ def _compile(root: Path, binary: Path, search: _Search, wanted: _Binary) -> bool
         build = binary.parent / "build"
         shutil.rmtree(build, ignore_errors=True)  # of a killed build, its own lock file included
         build.mkdir()
-        _logger.info("compiling the kernels, once, a few seconds: %s", binary)
+        _logger.warning("compiling the kernels, once; this can take a minute: %s", binary)
         cpp_extension.load(
             wanted.library,
             [str(source) for source in sorted(root.glob(wanted.sources))],
