@@ -45,14 +45,24 @@ def over_captum(row: dict[str, Any]) -> float:
     return ratio
 
 
-def machine_line(result: dict[str, Any]) -> str:
-    """The machine of a measurement, in words."""
+def machine_line(*results: dict[str, Any]) -> str:
+    """The machines of some measurements, in words, and from when to when they were made."""
+    dates: dict[str, list[str]] = {}
+    for result in results:
+        dates.setdefault(_machine(result), []).append(result["machine"]["date"])
+    return " and ".join(
+        f"{machine}; {' to '.join(sorted({min(days), max(days)}))}"
+        for machine, days in dates.items()
+    )
+
+
+def _machine(result: dict[str, Any]) -> str:
     where = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return (
         f"{where['gpu'] or where['processor']} ({where['vector instructions']}), "
         f"{where['threads']} CPU threads, {where['system']}, Python {where['python']}, "
-        f"{versions}; {where['date']}"
+        f"{versions}"
     )
 
 
@@ -137,10 +147,11 @@ def speed_table(results: list[dict[str, Any]]) -> str:
 
     machines: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        machines.setdefault(machine_line(result), []).append(result)
+        machines.setdefault(_machine(result), []).append(result)
     parts = [
-        f"{markdown_table(titles, [cells(result) for result in group])}\n\nMeasured on: {where}."
-        for where, group in machines.items()
+        f"{markdown_table(titles, [cells(result) for result in group])}\n\n"
+        f"Measured on: {machine_line(*group)}."
+        for group in machines.values()
     ]
     return "\n\n".join(parts) if parts else _NOTHING
 
@@ -361,10 +372,9 @@ def estimates_page() -> str:
     """The measured part of what docs/approximate.md says about estimates."""
     results = approximations()
     pairs = sum(len({row["photograph"] for row in result["rows"]}) for result in results)
-    machines = " ".join(sorted({machine_line(result) for result in results}))
     return (
         f"{estimate_table(results)}\n\n{pairs} pairs of network and photograph. "
-        f"Measured on: {machines}"
+        f"Measured on: {machine_line(*results)}"
     )
 
 
