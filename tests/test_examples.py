@@ -553,7 +553,7 @@ def test_efficientnet_weights_are_the_trained_ones(examples: None) -> None:
     ("title", "last"), [("Quickstart", "python examples/quickstart.py"), ("Tests", "pytest")]
 )
 def test_readme_commands_start_from_nothing(title: str, last: str) -> None:
-    block, *_ = blocks(section(title), "sh")
+    (block,) = blocks(section(title), "sh")
     lines = block.splitlines()
     assert lines[:2] == ["python3 -m venv .venv", ". .venv/bin/activate"]
     assert lines[2].startswith("pip install '.[")
