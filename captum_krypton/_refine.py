@@ -120,7 +120,7 @@ def grow(
         return
     asked = known.copy()
     asked[judges] = True
-    values = run(asked)
+    values = np.where(asked[:, None], run(asked), 0.0)  # what was not run may be any number
     if not np.isfinite(values[asked]).all():
         yield Growth(*_without_guesses(run, values, asked), 1.0)
         return

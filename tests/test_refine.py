@@ -20,6 +20,8 @@ from captum_krypton._quality import expected_ssim
 from captum_krypton._refine import Growth, grow
 from captum_krypton._regions import Mask
 
+# Memory that nothing was written to may hold any number. This one raises where it is touched.
+NOT_RUN = np.array([0x7FF0000000000001], np.uint64).view(np.float64)
 QUESTION: dict[str, Any] = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 2, 2)}
 
 
@@ -105,7 +107,7 @@ class Known:
 
     def __call__(self, mask: Mask) -> Floats:
         self.asked += mask
-        return np.where(mask[:, None], self.values, np.nan)
+        return np.where(mask[:, None], self.values, NOT_RUN)
 
 
 def fields(seed: int) -> Floats:
@@ -138,6 +140,11 @@ def test_growing(seed: int) -> None:
     assert np.array_equal(stages[-1].values, known.values)
     truth = [ssim(plain, stage.values.reshape(plain.shape)) for stage in stages]
     assert truth[0] < truth[len(truth) // 2] < truth[-1] == 1
+
+
+def test_touching_what_was_not_run_is_noticed() -> None:
+    with pytest.raises(RuntimeWarning, match="invalid value"):
+        NOT_RUN - 1.0
 
 
 def test_targets_are_met() -> None:
