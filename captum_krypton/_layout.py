@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from ._operators import Dims
+from ._ops import CHANNELS_LAST
 
 __all__ = ["channels_last", "from_block", "in_layout", "to_block"]
-
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def channels_last(tensor: Tensor) -> bool:
@@ -21,7 +20,7 @@ def channels_last(tensor: Tensor) -> bool:
 
 def in_layout(tensor: Tensor, last: bool) -> Tensor:
     """The tensor, contiguous with its channels last or first."""
-    memory_format = _CHANNELS_LAST.get(tensor.dim()) if last else None
+    memory_format = CHANNELS_LAST.get(tensor.dim()) if last else None
     if memory_format is None:
         return tensor.contiguous()
     return tensor.contiguous(memory_format=memory_format)

@@ -19,7 +19,8 @@ constexpr int group_taps(const int64_t (&kernel)[2]) {
   return flat && (taps == 4 || taps == 7 || taps == 8) ? 4 : 3;
 }
 
-// The positive points, by the taps of a group, and how many points there are in all.
+// The positive points, by the taps of a group, how many points there are in all, and how many
+// outputs of a tile at most.
 constexpr double kPairsOfThree[] = {0.625, 1.5};
 constexpr double kPairsOfFour[] = {0.5, 1.0, 2.0};
 template <int Pairs>
@@ -29,17 +30,16 @@ constexpr int points_of(const double (&)[Pairs]) {
 constexpr int group_points(int taps) {
   return taps == 4 ? points_of(kPairsOfFour) : points_of(kPairsOfThree);
 }
+constexpr int group_outputs(int taps) { return group_points(taps) - taps + 1; }
 
 // Along an axis of so many taps: groups, at most kMostGroups of them, points, and outputs of a tile
 // at most. One tap is left alone.
 constexpr int64_t axis_groups(int64_t taps, int group) { return (taps + group - 1) / group; }
 constexpr int axis_points(int64_t taps, int group) { return taps == 1 ? 1 : group_points(group); }
-constexpr int axis_outputs(int64_t taps, int group) {
-  return taps == 1 ? 1 : group_points(group) - group + 1;
-}
+constexpr int axis_outputs(int64_t taps, int group) { return taps == 1 ? 1 : group_outputs(group); }
 constexpr int kMostGroups = 3;
-constexpr int kMostOutputs = axis_outputs(4, 4);
-static_assert(kMostOutputs >= axis_outputs(3, 3), "groups of four taps have the most outputs");
+constexpr int kMostOutputs = group_outputs(4);
+static_assert(kMostOutputs >= group_outputs(3), "groups of four taps have the most outputs");
 
 // Products that Winograd's algorithm makes for every tile and output channel: `depth` of them at
 // each of `points`.

@@ -567,7 +567,7 @@ struct TransformColumns {
 template <int Taps, typename Direction, int Pitch, typename Put>
 KRYPTON_INLINE void transform(int height, int width, const float* const* from, int64_t channel,
                               const Put& put) {
-  constexpr int most = group_points(Taps) - Taps + 1;
+  constexpr int most = group_outputs(Taps);
   Vector half[kMostPoints][kMostPoints];
   for_outputs<most>(
       height, TransformRows<Taps, Direction, Pitch>{from, points<Taps>(width), channel, half});

@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -228,9 +229,13 @@ class ReplayedSide(KryptonSide):
 
 
 class FusedSide(ReplayedSide):
-    """The same, where torch.compile makes what follows a convolution."""
+    """The same, where torch.compile makes what follows a convolution; it fails where that does."""
 
     compile_pointwise = True
+
+    def __init__(self, task: Task) -> None:
+        warnings.filterwarnings("error", message="torch.compile cannot make")
+        super().__init__(task)
 
 
 class ReferenceSide(KryptonSide):

@@ -77,6 +77,11 @@ def measure(
             processes[name] = Process(name, task)
             if name == "compiled":  # compiles here, outside the times
                 processes[name].call("seconds_per_window", batch[name], 1)
+            side["memory_before_mib"] = processes[name].call("start_memory")
+            if name in INCREMENTAL:
+                side["first_seconds"] = processes[name].call("seconds")
+                if processes[name].call("report")["path"] == "naive":  # the next one captures
+                    side["capture_seconds"] = processes[name].call("seconds")
         except SideFailedError as error:
             if name == "krypton":
                 raise
@@ -85,11 +90,6 @@ def measure(
             print(f"{NAMES[name]}: left out, it failed with {side['failed']}")
             continue
         side["seconds_per_window"] = []
-        side["memory_before_mib"] = processes[name].call("start_memory")
-        if name in INCREMENTAL:
-            side["first_seconds"] = processes[name].call("seconds")
-            if processes[name].call("report")["path"] == "naive":  # the next one captures
-                side["capture_seconds"] = processes[name].call("seconds")
     for _ in range(rounds):
         for name, process in processes.items():
             if name in INCREMENTAL:

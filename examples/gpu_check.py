@@ -185,10 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ]
             compared = compare(parse_comparison(asked))
             print_table(compared)
-            replayed = compared["sides"].get("replayed", {}).get("report", {})
-            if replayed.get("batches_replayed") == 0:
-                print(f"{name}: no batch was replayed")
-                result["tests"]["passed"] = False
+            for side in ("replayed", "fused"):
+                report = compared["sides"].get(side, {}).get("report", {})
+                if report.get("batches_replayed") == 0:
+                    print(f"{name}, {side}: no batch was replayed")
+                    result["tests"]["passed"] = False
             result["networks"].append(compared)
         found = profile(name, size, options.stride, options.device)
         print(f"{name}: the device works {found['busy']:.0%} of a map's {found['seconds']:.2f} s")

@@ -12,7 +12,8 @@ from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._ops import ACTIVATIONS, compiled_finish, finish
+from captum_krypton._ops import ACTIVATIONS, compiled_finish
+from captum_krypton._ops._block import finish
 
 INFINITE = float("inf")
 

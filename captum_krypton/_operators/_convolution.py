@@ -13,8 +13,8 @@ from .._ops import (
     allows_winograd,
     compiled_finish,
     convolve_patches,
-    finish,
     panel_size,
+    plain_finish,
     winograd_sizes,
 )
 from .._rates import Rates
@@ -129,15 +129,10 @@ class _Convolution(WindowRule):
         passes = [bias is not None, added is not None, activation != "none"]
         passes.append((low, high) != (-math.inf, math.inf))
         compiles = group.compiles and sum(passes) > 1
-        within = None if compiles else bias
-
-        def sums(frame: Frame) -> Tensor:
-            out: Tensor = aten.convolution.default(
-                block(frame), weight, within, stride, padding, dilation, False, none, groups
-            )
-            return out
-
+        finished = plain_finish(low, high, activation)
+        within, after = bias, None
         if compiles:
+            within, after = None, bias
             finished = compiled_finish(
                 low,
                 high,
@@ -148,12 +143,14 @@ class _Convolution(WindowRule):
                 dtype=weight.dtype,
                 device=weight.device,
             )
-            return lambda frame: finished(
-                sums(frame), bias, None if added is None else added(frame)
+
+        def step(frame: Frame) -> Tensor:
+            out: Tensor = aten.convolution.default(
+                block(frame), weight, within, stride, padding, dilation, False, none, groups
             )
-        return lambda frame: finish(
-            sums(frame), None if added is None else added(frame), low, high, activation
-        )
+            return finished(out, after, None if added is None else added(frame))
+
+        return step
 
     @property
     def _depthwise(self) -> bool:

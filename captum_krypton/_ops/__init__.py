@@ -2,7 +2,7 @@
 
 from captum_krypton._ops._activation import ACTIVATIONS, activate
 from captum_krypton._ops._arena import arena, join
-from captum_krypton._ops._block import compiled_finish, convolution_block, finish
+from captum_krypton._ops._block import compiled_finish, convolution_block, plain_finish
 from captum_krypton._ops._convolve import (
     PackedWeight,
     Patches,
@@ -12,6 +12,7 @@ from captum_krypton._ops._convolve import (
     panel_size,
     winograd_sizes,
 )
+from captum_krypton._ops._formats import CHANNELS_LAST
 from captum_krypton._ops._gather import gather_patches
 from captum_krypton._ops._join import join_block, join_patches
 from captum_krypton._ops._loader import BackendInfo, KryptonBackendWarning, backend_info
@@ -19,6 +20,7 @@ from captum_krypton._ops._pool import pool_patches
 
 __all__ = [
     "ACTIVATIONS",
+    "CHANNELS_LAST",
     "BackendInfo",
     "KryptonBackendWarning",
     "PackedWeight",
@@ -30,13 +32,13 @@ __all__ = [
     "compiled_finish",
     "convolution_block",
     "convolve_patches",
-    "finish",
     "gather_patches",
     "join",
     "join_block",
     "join_patches",
     "pack_weight",
     "panel_size",
+    "plain_finish",
     "pool_patches",
     "winograd_sizes",
 ]

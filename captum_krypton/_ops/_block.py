@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from captum_krypton._ops._activation import activate
+from captum_krypton._ops._formats import CHANNELS_LAST
 from captum_krypton._ops._library import library
 
-__all__ = ["compiled_finish", "convolution_block", "finish"]
+__all__ = ["compiled_finish", "convolution_block", "finish", "plain_finish"]
 
 library.define(
     "convolution_block(Tensor input, Tensor weight, Tensor? bias, int[] stride, "
@@ -57,7 +58,20 @@ def finish(
 
 
 Finish = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def plain_finish(low: float, high: float, activation: str) -> Finish:
+    """A function that adds a bias and does the rest of `finish`, by PyTorch's operators.
+
+    Its arguments are the sums, which it overwrites, the bias of each channel and the residual.
+    """
+
+    def finished(out: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if bias is not None:
+            out.add_(bias.reshape(-1, *[1] * (out.dim() - 2)))
+        return finish(out, residual, low, high, activation)
+
+    return finished
 
 
 @functools.cache
@@ -72,11 +86,10 @@ def compiled_finish(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Finish:
-    """A function that adds a bias and does the rest of `finish`, in one pass by torch.compile.
+    """`plain_finish` in one pass, by torch.compile.
 
-    Its arguments are the sums, which it overwrites, the bias of each channel and the residual. It
-    is compiled here, for small tensors with symbols for sizes. Where that fails, it does the same
-    by PyTorch's operators, with a warning.
+    It is compiled here, for small tensors with symbols for sizes. Where that fails, it is the plain
+    one, with a warning.
 
     Args:
         low: the least value.
@@ -88,18 +101,13 @@ def compiled_finish(
         dtype: their type.
         device: where they are.
     """
-
-    def finished(out: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        if bias is not None:
-            out.add_(bias.reshape(-1, *[1] * (out.dim() - 2)))
-        return finish(out, residual, low, high, activation)
-
+    plain = plain_finish(low, high, activation)
     # PyTorch limits the variants of a piece of code: each of these is a piece of its own.
-    own = FunctionType(finished.__code__.replace(), globals(), closure=finished.__closure__)
+    own = FunctionType(plain.__code__.replace(), globals(), closure=plain.__closure__)
     made: Finish = torch.compile(own, dynamic=True)
     sums = torch.zeros([2, 3, 5, 7, 11][:rank], dtype=dtype, device=device)
-    if rank in _CHANNELS_LAST:
-        sums = sums.contiguous(memory_format=_CHANNELS_LAST[rank])
+    if rank in CHANNELS_LAST:
+        sums = sums.contiguous(memory_format=CHANNELS_LAST[rank])
     try:
         made(sums, sums.new_zeros(3) if bias else None, sums.clone() if residual else None)
     except RuntimeError as error:
@@ -109,7 +117,7 @@ def compiled_finish(
             RuntimeWarning,
             stacklevel=2,
         )
-        return finished
+        return plain
     return made
 
 

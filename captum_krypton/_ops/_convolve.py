@@ -106,9 +106,9 @@ def winograd_sizes(
         as there are points.
     """
     group = _group_taps(kernel)
+    outputs = 2 * len(_PAIRS[group]) + 2 - (group - 1)  # of a tile, at most
     points, groups = 1.0, 1
     for taps, n in zip(kernel, cells, strict=True):
-        outputs = 2 * len(_PAIRS[group]) + 2 - group + 1
         along = n if taps == 1 else n + (group - 1) * -(-n // outputs)
         points *= float(along.mean())
         groups *= -(-taps // group)

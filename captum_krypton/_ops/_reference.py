@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_krypton._ops._activation import ACTIVATIONS, activate, scale_and_clamp
+from captum_krypton._ops._formats import CHANNELS_LAST
 
 __all__ = [
     "LOWEST",
@@ -36,14 +37,13 @@ _SIGNED = {
     torch.uint32: torch.int32,
     torch.uint64: torch.int64,
 }
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def result_format(base: Tensor) -> torch.memory_format:
     """The memory format of the blocks cut out of `base`; a base that is both is contiguous."""
     if base.dim() < 4 or base.is_contiguous() or base.stride(1) != 1:
         return torch.contiguous_format
-    return _CHANNELS_LAST[base.dim()]
+    return CHANNELS_LAST[base.dim()]
 
 
 def gather_patches(
