@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +101,7 @@ def current_state(forward: Callable[..., Any], leaves: tuple[Tensor, ...]) -> tu
             state.append((id(part), part.training, *_hooks(part)))
         tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
         state.extend((id(t), t.data_ptr(), t.dtype, t.device) for t in tensors)
-    state.extend(_fingerprint(leaf) for leaf in leaves)
+    state.extend(_fingerprints(leaves))
     return tuple(state)
 
 
@@ -443,11 +443,21 @@ def _indexed_by_integers(graph: Graph, node: Node) -> bool:
     return not dtypes & {torch.bool, torch.uint8}
 
 
-def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
-    """Changes when the tensor's content does, also where autograd's version counter does not."""
-    place = (tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr())
+def _fingerprints(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Any, ...]]:
+    """Change when a tensor's content does, also where autograd's version counter does not."""
+    for t in tensors:
+        yield tuple(t.shape), t.stride(), t.dtype, t.device, t.data_ptr()
+    sums: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        sums.setdefault(tensor.device, []).append(_content(tensor))
+    for device in sums:  # a device is waited for once
+        yield tuple(torch.stack(sums[device]).tolist())
+
+
+def _content(tensor: Tensor) -> Tensor:
+    """A number that depends on every byte of the tensor and on its place, on its device."""
     if tensor.numel() == 0:
-        return place
+        return torch.zeros((), dtype=torch.int64, device=tensor.device)
     with torch.no_grad():
         data = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
         memory = data.contiguous().reshape(-1).view(torch.uint8)
@@ -456,6 +466,9 @@ def _fingerprint(tensor: Tensor) -> tuple[Any, ...]:
         words = memory[: memory.numel() // 8 * 8].view(torch.int64)
         side = 1 << (words.numel().bit_length() // 2)
         rows = words[: words.numel() // side * side].view(-1, side).sum(1)
-        rest = words[rows.numel() * side :].sum() + memory[words.numel() * 8 :].sum()
-        weights = 2 * torch.arange(rows.numel(), device=rows.device) + 1
-        return (*place, int(((rows ^ (rows >> 31)) * weights).sum() + rest))
+        weights = torch.arange(1, 2 * rows.numel() + 1, 2, device=rows.device)
+        found = ((rows ^ (rows >> 31)) * weights).sum()
+        for rest in (words[rows.numel() * side :], memory[words.numel() * 8 :]):
+            if rest.numel():
+                found = found + rest.sum()
+        return found

@@ -20,7 +20,7 @@ from ._interpret import prepare_constants
 from ._layout import channels_last
 from ._memory import trim
 from ._operators import Algorithm, Means
-from ._ops import PackedWeight, panel_size
+from ._ops import PackedWeight, backend_info, panel_size
 from ._plan import Plan, make_plan
 from ._rates import rates_of
 from ._recorder import NotCapturable
@@ -117,7 +117,8 @@ class Compiled:
 
     def _means(self, device: torch.device, winograd: bool) -> Means:
         kernels = self.last and device.type == "cpu" and panel_size() > 0
-        return Means(rates_of(device), kernels, winograd)
+        pools = self.last and device.type == "cuda" and backend_info("cuda").name == "cuda"
+        return Means(rates_of(device), kernels, winograd, pools)
 
 
 def window_axes(grid: WindowGrid) -> tuple[int, ...]:

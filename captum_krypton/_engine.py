@@ -84,7 +84,7 @@ class Engine:
         memory_budget: int | None,
         winograd: bool,
         self_check: bool,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
         compile_pointwise: bool = False,
     ) -> None:
         self.forward, self.memory_budget = forward, memory_budget
@@ -117,7 +117,7 @@ class Engine:
         with _untouched_random_state(call):
             kind = signature(call)
             if ran is None and not self.cache.knows(kind) and self.few.takes(call, kind):
-                maps = self.few.maps(call, show_progress)
+                maps = self.few.maps(call, kind, show_progress)
                 if maps is not None:
                     return maps
             work = self._untouched(call, approximation)

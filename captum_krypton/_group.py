@@ -113,12 +113,25 @@ class _Batch:
 
 
 class _Movable:
-    """Rows of a group that a tensor names: a captured graph reads it anew at every replay."""
+    """Rows of a group that a tensor names: a captured graph reads it anew at every replay.
 
-    def __init__(self, rows: int, numbers: Tensor) -> None:
-        self.rows, self.values, self.numbers = rows, dict[ValueId, Tensor](), numbers
-        self._first = torch.arange(rows, device=numbers.device)
+    Args:
+        numbers: the rows.
+        tables: what `of` will be asked for, of one type and width: they are read together.
+    """
+
+    def __init__(self, numbers: Tensor, tables: list[Tensor]) -> None:
+        self.rows, self.values, self.numbers = len(numbers), dict[ValueId, Tensor](), numbers
+        self._first = torch.arange(self.rows, device=numbers.device)
+        self._tables = tables
+        self._together = torch.stack(tables) if tables else None
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}  # with the table, so that no id repeats
+
+    def take(self) -> None:
+        """Reads the rows of the tables."""
+        if self._together is not None:
+            parts = self._together.index_select(1, self.numbers).unbind()
+            self._taken = {id(t): (t, part) for t, part in zip(self._tables, parts, strict=True)}
 
     def move(self, start: int) -> None:
         """The rows from `start` on."""
@@ -424,9 +437,14 @@ class GroupRun:
             expected = self._values(_Batch(start, rows))
         # Other rows than those: work that runs at its capture gives itself away.
         others = (torch.arange(rows, device=self.device) + (start + 1)) % len(self.order)
-        frame = _Movable(rows, others)
+        frame = _Movable(others, self._alike_tables())
+
+        def work() -> dict[ValueId, Tensor]:
+            frame.take()
+            return self._values(frame)
+
         try:
-            graph = _replay.Graph(lambda: self._values(frame), pool, self.device)
+            graph = _replay.Graph(work, pool, self.device)
             captured = _Captured(frame, graph)
             found = captured.replay(start)
         except RuntimeError as error:
@@ -440,6 +458,12 @@ class GroupRun:
             self._captured = captured
         else:
             self._refuse(pool, "a replay gives other values than the operators do")
+
+    def _alike_tables(self) -> list[Tensor]:
+        """The tables of offsets that are as wide as most of them."""
+        widths = [table.shape[1] for table in self._tables.values()]
+        most = max(widths, key=widths.count, default=0)
+        return [table for table in self._tables.values() if table.shape[1] == most]
 
     def _refuse(self, pool: _replay.Pool, reason: str) -> None:
         pool.usable = False

@@ -23,7 +23,7 @@ from captum._utils.common import (
 from torch import Tensor
 
 from ._arguments import Call
-from ._capture import refuse_training
+from ._capture import current_state, refuse_training
 from ._heatmap import OcclusionMap, Report, map_of
 from ._outcome import difference, resolve_target, tolerance
 from ._progress import progress
@@ -46,6 +46,9 @@ _SETUP_ROWS = 24
 _LONG_SECONDS, _SETUP_LONG_ROWS = 0.3, 12
 _ROWS_TOGETHER = {"cpu": 4}
 _ROWS_TOGETHER_ELSEWHERE = 64
+# A GPU runs windows sooner than its host captures a model, so there seconds are counted: of all
+# that is made on first use, and of what any map by a graph takes at least.
+_SETUP_SECONDS, _LEAST_SECONDS = 0.5, 0.02
 
 
 def window_slices(call: Call, position: int, window: int) -> tuple[slice, ...]:
@@ -174,11 +177,16 @@ class FewWindows:
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward = forward
         self._rows: Counter[Any] = Counter()  # of each kind of input, run so far
+        self._spent: dict[Any, _Spent] = {}  # the same on GPUs, in seconds
+        self._safe: dict[Any, Any] = {}  # for which state of the model windows may run together
 
     def takes(self, call: Call, kind: tuple[Any, ...]) -> bool:
         """Counts the call's windows in, where with those of its `kind` before they are so few."""
         rows = call.examples * sum(grid.total for grid in call.grids)
-        if self._rows[kind] + rows > _SETUP_ROWS:
+        if call.inputs[0].is_cuda:
+            if not self._spent.setdefault(kind, _Spent()).allows(rows):
+                return False
+        elif self._rows[kind] + rows > _SETUP_ROWS:
             return False
         arguments = zip(call.arguments, call.batched, strict=True)
         if any(isinstance(a, Tensor) and not batched for a, batched in arguments):
@@ -190,7 +198,9 @@ class FewWindows:
         self._rows[kind] += rows
         return True
 
-    def maps(self, call: Call, show_progress: bool) -> tuple[OcclusionMap, ...] | None:
+    def maps(
+        self, call: Call, kind: tuple[Any, ...], show_progress: bool
+    ) -> tuple[OcclusionMap, ...] | None:
         """The maps by the forward function itself, a few windows at a time.
 
         Windows that run together must not change each other's outcome: one of each input is run
@@ -210,18 +220,23 @@ class FewWindows:
                 return None
             target = resolve_target(output.detach(), call.target)
             reference = _select_targets(output.detach(), target)
-            long = time.perf_counter() - started > _LONG_SECONDS * call.examples
+            spent, state = self._spent.get(kind), current_state(self.forward, ())
+            seconds = time.perf_counter() - started  # on a GPU the first one loads libraries
+            long = spent is None and seconds > _LONG_SECONDS * call.examples
             if long and windows * call.examples > _SETUP_LONG_ROWS:
                 return None
             step = self._windows_together(call, long)
             together = replace(call, perturbations=step)
             with progress(call, show_progress, windows) as advance:
+                if spent is not None:
+                    advance = spent.watched(advance, call)
                 for position, grid in enumerate(call.grids):
                     every = list(range(grid.total))
                     scores = naive_scores(
                         self.forward, together, position, target, every, advance, captum=False
                     )
-                    if not self._alone_as_together(together, position, target, scores, reference):
+                    checked = (together, position, target, scores, reference)
+                    if self._safe.get(kind) != state and not self._alone_as_together(*checked):
                         return None
                     now = time.perf_counter()
                     report = Report(
@@ -238,6 +253,7 @@ class FewWindows:
                     )
                     maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))
                     started = now
+            self._safe[kind] = state
         except Exception:  # said by the path that follows, if it is met there too
             return None
         return tuple(maps) if _random_state(call) == random_state else None
@@ -271,6 +287,43 @@ class FewWindows:
             self.forward, single, position, target, [window], lambda rows: None, captum=False
         )
         return difference(scores[[window]], alone) <= tolerance(alone, reference)
+
+
+class _Spent:
+    """What a model's windows have taken on a GPU so far, while a graph would not pay."""
+
+    def __init__(self) -> None:
+        self.total, self.of_row = 0.0, math.inf  # seconds
+        self.warm = False  # whether all that is made on first use has been made
+
+    def allows(self, rows: int) -> bool:
+        """Whether so many more may follow."""
+        return self.total < _SETUP_SECONDS or rows * self.of_row < _LEAST_SECONDS
+
+    def watched(self, advance: Callable[[int], None], call: Call) -> Callable[[int], None]:
+        """`advance`, which raises as soon as a call is seen to take more than is left."""
+        rows = call.examples * sum(grid.total for grid in call.grids)
+        done, since, before = 0, time.perf_counter(), 0
+
+        def watching(more: int) -> None:
+            nonlocal done, since, before
+            if call.inputs[0].is_cuda:
+                torch.cuda.synchronize(call.inputs[0].device)
+            now, done = time.perf_counter(), done + more
+            if self.warm or done > more:
+                self.of_row = (now - since) / (done - before)
+            if done == more and not self.warm:
+                since, before = now, done
+            needed = rows * self.of_row
+            if done == rows:
+                self.total += needed if needed < math.inf else 0.0
+                self.warm = True
+            elif _LEAST_SECONDS <= needed < math.inf and needed > _SETUP_SECONDS - self.total:
+                self.total = math.inf
+                raise TimeoutError("a graph pays")
+            advance(more)
+
+        return watching
 
 
 def devices_of(call: Call) -> list[int]:

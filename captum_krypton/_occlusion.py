@@ -78,7 +78,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         memory_budget: int | None = None,
         winograd: bool = True,
         self_check: bool = True,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
         compile_pointwise: bool = False,
         projective_field_threshold: float = 1.0,
         drill_down: DrillDown | None = None,

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _replay
 from ._ops import (
     Patches,
     backend_info,
@@ -30,7 +31,7 @@ from ._ops import (
     pool_patches,
 )
 
-__all__ = ["GUESSED", "Rates", "measure", "rates_of"]
+__all__ = ["GUESSED", "GUESSED_OF_GPUS", "Rates", "measure", "measure_gpu", "rates_of"]
 
 
 @dataclass(frozen=True)
@@ -87,27 +88,61 @@ GUESSED = Rates(
     pooling=1e-10,
     kernel=3e-5,
 )
+# Those of a data centre's GPU: convolutions in TF32, products in float32, launches from a graph.
+GUESSED_OF_GPUS = Rates(
+    convolution=7e-15,
+    grouped=1e-12,
+    linear=4e-14,
+    element=2e-12,
+    call=1e-5,
+    direct=7e-15,
+    product=7e-15,
+    transform=2e-12,
+    depthwise=1e-12,
+    pooling=1e-12,
+    kernel=5e-6,
+)
 _NARROW = 8  # input channels of a group
 _FORMAT = 2  # of the file
 _REPEATS = 5
 
 
 def rates_of(device: torch.device) -> Rates:
-    """The rates of a device: measured where the compiled kernels run, guessed elsewhere.
+    """The rates of a device: measured on GPUs and where the compiled kernels run, else guessed.
 
     `KRYPTON_MEASURE=0` has them guessed everywhere.
     """
-    if device.type != "cpu" or panel_size() == 0 or os.environ.get("KRYPTON_MEASURE") == "0":
+    measured = os.environ.get("KRYPTON_MEASURE") != "0"
+    if device.type == "cuda":
+        return _of_this_gpu(device, _replay.precision()) if measured else GUESSED_OF_GPUS
+    if device.type != "cpu" or panel_size() == 0 or not measured:
         return GUESSED
     return _of_this_machine(torch.get_num_threads(), os.environ.get("KRYPTON_KERNELS", ""))
 
 
 @functools.cache
 def _of_this_machine(threads: int, kernels: str) -> Rates:
-    path = _directory() / f"rates-{_machine(threads, kernels)}.json"
+    return _kept(_machine(threads, kernels), measure)
+
+
+@functools.cache
+def _of_this_gpu(device: torch.device, precision: tuple[Any, Any]) -> Rates:
+    parts = (
+        torch.cuda.get_device_name(device),
+        *map(str, precision),
+        _binary("cuda"),
+        torch.__version__,
+        str(_FORMAT),
+    )
+    return _kept(_digest(parts), lambda: measure_gpu(device))
+
+
+def _kept(name: str, measured: Callable[[], Rates]) -> Rates:
+    """The rates in the file of this name, or `measured` ones, which are put there."""
+    path = _directory() / f"rates-{name}.json"
     found = _load(path)
     if found is None:
-        found = measure()
+        found = measured()
         _save(path, found)
     return found
 
@@ -129,12 +164,16 @@ def _machine(threads: int, kernels: str) -> str:
         torch.__version__,
         str(_FORMAT),
     )
+    return _digest(parts)
+
+
+def _digest(parts: tuple[str, ...]) -> str:
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
-def _binary() -> str:
+def _binary(device: str = "cpu") -> str:
     """Which build of the kernels runs: another one may have other rates."""
-    path = backend_info().path
+    path = backend_info(device).path
     try:
         return "" if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:  # gone since it was loaded
@@ -236,6 +275,61 @@ def _measure() -> Rates:
     )
     # A clock that was interrupted at the wrong moment must not make an operation free.
     return Rates(**{n: max(v, getattr(GUESSED, n) / 1e3) for n, v in found.items()})
+
+
+def measure_gpu(device: torch.device) -> Rates:
+    """Measures the rates of a GPU, in less than a second; those of the CPU's kernels are guessed.
+
+    A call's time is that of its launches, which the host makes one by one: it is an upper bound
+    where batches are replayed.
+    """
+    last: Any = torch.channels_last
+
+    def seconds(run: Callable[[], object], times: int = 10) -> float:
+        def several() -> None:
+            for _ in range(times):
+                run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return _seconds(several) / times
+
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        x = torch.randn(256, 128, 28, 28).to(device).contiguous(memory_format=last)
+        full, alone = torch.randn(128, 128, 3, 3).to(device), torch.randn(128, 1, 3, 3).to(device)
+        full = full.contiguous(memory_format=last)
+        cells = 256 * 26 * 26
+        convolution = seconds(lambda: F.conv2d(x, full)) / (cells * full.numel())
+        grouped = seconds(lambda: F.conv2d(x, alone, groups=128)) / (cells * alone.numel())
+        element = seconds(lambda: x + 1) / x.numel()
+        rows, weight = torch.randn(256, 4096).to(device), torch.randn(4096, 4096).to(device)
+        linear = seconds(lambda: F.linear(rows, weight)) / (256 * weight.numel())
+        index = torch.zeros(256, 2, dtype=torch.int64, device=device)
+        patches = Patches(x[:1], x, index[:, 0], index)
+
+        def pool(source: Patches, size: int) -> Tensor:
+            rows = index[: source.patch.shape[0]]
+            return pool_patches(source, rows, (size, size), (3, 3), stride=(1, 1), maximum=True)
+
+        cell = x[:1, :, :1, :1]
+        one = Patches(cell, cell, index[:1, 0], index[:1])
+        kernel = seconds(lambda: pool(one, 1), 50)
+        pooling = seconds(lambda: pool(patches, 26)) / (cells * 9 * 128)
+
+        def step() -> Tensor:
+            return gather_patches(cell, cell, index[:1, 0], index[:1], index[:1], (1, 1)) + 1
+
+        call = seconds(step, 50)
+    return replace(
+        GUESSED_OF_GPUS,
+        convolution=convolution,
+        grouped=grouped,
+        linear=linear,
+        element=element,
+        call=call,
+        pooling=pooling,
+        kernel=kernel,
+    )
 
 
 def _two_rates(

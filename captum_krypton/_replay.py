@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "Pool", "alike", "capture_stream", "settings"]
+__all__ = ["Graph", "Pool", "alike", "capture_stream", "precision", "settings"]
 
 T = TypeVar("T")
 
@@ -84,15 +84,19 @@ def capture_stream(device: torch.device) -> Iterator[None]:
     current.wait_stream(stream)
 
 
+def precision() -> tuple[Any, Any]:
+    """In what precision a GPU multiplies float32: in matrix products and in convolutions."""
+    backends, products = torch.backends, torch.backends.cuda.matmul
+    if hasattr(backends.cudnn, "conv"):  # since PyTorch 2.9, which forbids to mix both ways
+        return products.fp32_precision, backends.cudnn.conv.fp32_precision
+    return products.allow_tf32, backends.cudnn.allow_tf32
+
+
 def settings(device: torch.device) -> tuple[Any, ...]:
     """What a graph holds on to besides its tensors: PyTorch's settings, and the stream."""
     backends, products = torch.backends, torch.backends.cuda.matmul
-    if hasattr(backends.cudnn, "conv"):  # since PyTorch 2.9, which forbids to mix both ways
-        precision = (products.fp32_precision, backends.cudnn.conv.fp32_precision)
-    else:
-        precision = (products.allow_tf32, backends.cudnn.allow_tf32)
     return (
-        *precision,
+        *precision(),
         products.allow_fp16_reduced_precision_reduction,
         products.allow_bf16_reduced_precision_reduction,
         backends.cuda.flash_sdp_enabled(),

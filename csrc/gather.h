@@ -67,12 +67,14 @@ struct Gathering {
   std::vector<Tensor> held;  // what `gather` points into
 };
 
-// `allocate(shape, format)` makes the result.
+// `allocate(shape, format)` makes the result; the format is that of the base unless one is asked
+// for.
 template <typename Allocate>
 Gathering prepare_gather(const Tensor& base, const Tensor& patch, const Tensor& image,
                          const Tensor& patch_offset, const Tensor& read_offset,
                          const std::vector<int64_t>& read_size, double fill,
-                         const std::optional<Tensor>& patch_extent, const Allocate& allocate) {
+                         const std::optional<Tensor>& patch_extent, const Allocate& allocate,
+                         std::optional<MemoryFormat> asked = std::nullopt) {
   const int64_t rank = base.dim() - 2;
   STD_TORCH_CHECK(rank >= 1 && rank <= kSpatialAxes, "base has ", rank,
                   " spatial axes; expected 1 to 3");
@@ -87,7 +89,7 @@ Gathering prepare_gather(const Tensor& base, const Tensor& patch, const Tensor& 
   check_index("image", image, base, windows, 1);
   check_index("patch_offset", patch_offset, base, windows, rank);
   check_index("read_offset", read_offset, base, windows, rank);
-  const MemoryFormat format = format_of(base);
+  const MemoryFormat format = asked.value_or(format_of(base));
   std::vector<Tensor> held{
       pack(base, format), pack(patch, format), pack(image, MemoryFormat::Contiguous),
       pack(patch_offset, MemoryFormat::Contiguous), pack(read_offset, MemoryFormat::Contiguous)};

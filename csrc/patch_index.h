@@ -56,26 +56,6 @@ KRYPTON_HOST_DEVICE constexpr AxisCut cut_axis(int64_t volume_size, int64_t patc
 // What is no longer than this may be indexed in 32 bits: three such numbers make a sum.
 constexpr int64_t kMost32 = int64_t{1} << 29;
 
-// One cell of a block along one axis: whether it lies in the volume and in the patch, and where. As
-// AxisCut has it, for threads that have a cell each. `Int` is int64_t, or int32_t where nothing is
-// longer than kMost32.
-template <typename Int>
-struct AxisPlace {
-  bool inside, covered;
-  Int at_base, at_patch;
-};
-
-template <typename Int>
-KRYPTON_HOST_DEVICE constexpr AxisPlace<Int> place_cell(int64_t volume_size, int64_t patch_size,
-                                                        int64_t patch_offset, int64_t read_offset,
-                                                        Int cell) {
-  constexpr int64_t kFar = sizeof(Int) == 4 ? kMost32 : int64_t{1} << 60;
-  const Int at_base = static_cast<Int>(clamp(read_offset, -kFar, kFar)) + cell;
-  const Int at_patch = at_base - static_cast<Int>(clamp(patch_offset, -kFar, kFar));
-  return {at_base >= 0 && at_base < static_cast<Int>(volume_size),
-          at_patch >= 0 && at_patch < static_cast<Int>(patch_size), at_base, at_patch};
-}
-
 struct Volume {
   int64_t channels;
   int64_t size[kSpatialAxes];
@@ -116,18 +96,6 @@ struct Gather {
                     given < 0 || !patch_extent ? patch_volume.size[axis] : patch_extent[index],
                     block_volume.size[axis], given < 0 ? 0 : patch_offset[index],
                     given < 0 ? 0 : read_offset[index]);
-  }
-
-  template <typename Int>
-  KRYPTON_HOST_DEVICE constexpr AxisPlace<Int> place(int64_t window, int axis, Int cell) const {
-    const int64_t given = axis - (kSpatialAxes - rank);
-    if (given < 0) {  // an axis of size 1 that was put in front
-      return {true, patch_volume.size[axis] > 0, 0, 0};
-    }
-    const int64_t index = window * rank + given;
-    return place_cell<Int>(base_volume.size[axis],
-                           patch_extent ? patch_extent[index] : patch_volume.size[axis],
-                           patch_offset[index], read_offset[index], cell);
   }
 };
 

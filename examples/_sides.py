@@ -133,6 +133,13 @@ class CaptumSide(Side):
         )
 
 
+class DefaultCaptumSide(CaptumSide):
+    """Captum as it runs where nothing is said of batches: one window at a time."""
+
+    def seconds_per_window(self, batch: int, batches: int) -> float:
+        return super().seconds_per_window(1, batch * batches)
+
+
 class LoopSide(Side):
     """A loop over batches of occluded images, channels-last."""
 
@@ -174,7 +181,7 @@ class CompiledSide(LoopSide):
 class KryptonSide(Side):
     """captum-krypton, exact."""
 
-    cuda_graphs, compile_pointwise = False, False
+    cuda_graphs, compile_pointwise = True, False
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -222,13 +229,13 @@ class KryptonSide(Side):
         )
 
 
-class ReplayedSide(KryptonSide):
-    """The same, with batches that are replayed from CUDA graphs."""
+class LaunchedSide(KryptonSide):
+    """The same, whose operators are launched one by one, not replayed from CUDA graphs."""
 
-    cuda_graphs = True
+    cuda_graphs = False
 
 
-class FusedSide(ReplayedSide):
+class FusedSide(KryptonSide):
     """The same, where torch.compile makes what follows a convolution; it fails where that does."""
 
     compile_pointwise = True
@@ -248,17 +255,18 @@ class ReferenceSide(KryptonSide):
         super().__init__(task)
         from captum_krypton import KryptonOcclusion
 
-        self.occlusion = KryptonOcclusion(self.network, self_check=False)
+        self.occlusion = KryptonOcclusion(self.network, self_check=False, cuda_graphs=False)
         self.occlusion.explain(self.x, target=task.target, **task.windows())
 
 
 SIDES: dict[str, tuple[type[Side], dict[str, str]]] = {
     "captum": (CaptumSide, {}),
+    "captum_default": (DefaultCaptumSide, {}),
     "captum_kept": (CaptumSide, KEEP_MEMORY),
     "loop": (LoopSide, KEEP_MEMORY),
     "compiled": (CompiledSide, KEEP_MEMORY),
     "krypton": (KryptonSide, {}),
-    "replayed": (ReplayedSide, {}),
+    "launched": (LaunchedSide, {}),
     "fused": (FusedSide, {}),
     "reference": (ReferenceSide, {"KRYPTON_BACKEND": "reference"}),
 }
@@ -269,7 +277,10 @@ class SideFailedError(RuntimeError):
 
 
 class Process:
-    """A side in a process of its own; `call` runs one of its methods there."""
+    """A side in a process of its own, which starts at once; `call` runs one of its methods there.
+
+    A side that cannot be made says so at the first call.
+    """
 
     def __init__(self, name: str, task: Task) -> None:
         context = multiprocessing.get_context("spawn")
@@ -284,10 +295,17 @@ class Process:
             for key, value in before.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})
         theirs.close()
-        self._answer()
+        self._made = False
+
+    def wait(self) -> None:
+        """Wait until the side is made."""
+        if not self._made:
+            self._answer()
+            self._made = True
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Run `method` in the process and return its result."""
+        self.wait()
         self._pipe.send((method, arguments))
         return self._answer()
 

@@ -23,7 +23,7 @@ BEGIN, END = "<!-- speed table: python examples/_tables.py -->", "<!-- end of sp
 # Maps are equal where they differ by less than this share of the largest attribution, or by no
 # more than a few times what float32 itself is off, against float64, in a plain forward pass.
 TOLERANCE, ROUNDING = 1e-4, 8
-INCREMENTAL = ("krypton", "replayed", "fused", "reference")  # sides of ours, which make whole maps
+INCREMENTAL = ("krypton", "launched", "fused", "reference")  # sides of ours, which make whole maps
 _NOTHING = "*No measurement is committed yet.*"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,17 @@ from networks import networks
 from test_gather import Case, bits, cases, naive, values, wide
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, backend_info
-from captum_krypton._ops import gather_patches
+from captum_krypton import KryptonOcclusion, _naive, backend_info
+from captum_krypton._ops import (
+    ACTIVATIONS,
+    POOLED_ON_GPUS,
+    Patches,
+    _reference,
+    fastest_finish,
+    gather_patches,
+    plain_finish,
+    pool_patches,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,6 +99,65 @@ def test_volumes_beyond_32_bit_indices() -> None:
     assert result.flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", POOLED_ON_GPUS)
+@pytest.mark.parametrize("maximum", [True, False])
+@pytest.mark.parametrize("channels", [5, 32])
+def test_pooling(channels: int, maximum: bool, dtype: torch.dtype) -> None:
+    noise = torch.Generator().manual_seed(0)
+    windows, last = 300, torch.channels_last
+    base = torch.randn(2, channels, 20, 20, generator=noise).to(dtype)
+    patch = torch.randn(windows, channels, 7, 6, generator=noise).to(dtype)
+    image = torch.randint(0, 2, (windows,), generator=noise)
+    offset = torch.randint(-8, 22, (windows, 2), generator=noise)
+    extent = torch.randint(0, 7, (windows, 2), generator=noise)
+    source = Patches(base.contiguous(memory_format=last), patch, image, offset, extent)
+    read = torch.randint(-3, 14, (windows, 2), generator=noise)
+    rest: Any = ((5, 4), (3, 2))
+    named: Any = {"stride": (2, 1), "dilation": (1, 2), "maximum": maximum, "divisor": 5.0}
+    card = Patches(*(tensor.cuda() for tensor in source))
+    made = pool_patches(card, read.cuda(), *rest, **named).cpu()
+    wide = [t.double() if t.is_floating_point() else t for t in source]
+    asked = (rest[0], None, rest[1], (2, 1), (1, 2), maximum, 5.0)
+    expected = _reference.pool_patches(*wide, read, *asked)
+    assert made.dtype == dtype
+    error = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(made.double(), expected, rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("channels", [3, 64])
+def test_finish(channels: int, activation: str, last: bool, dtype: torch.dtype) -> None:
+    noise = torch.Generator().manual_seed(0)
+    sums, residual = torch.randn(2, 50, channels, 9, 7, generator=noise).to(dtype)
+    if last:
+        sums = sums.contiguous(memory_format=torch.channels_last)
+    bias = torch.randn(channels, generator=noise).to(dtype)
+    wide = plain_finish(-1.0, 1.5, activation)
+    expected = wide(sums.double(), bias.double(), residual.double())
+    finished = fastest_finish(-1.0, 1.5, activation, torch.device("cuda"))
+    made = finished(sums.cuda(), bias.cuda(), residual.cuda()).cpu()
+    error = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(made.double(), expected, rtol=error, atol=4 * error)
+
+
+def test_first_windows_run_together_while_a_graph_does_not_pay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_naive, "_SETUP_SECONDS", 1e9)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 5)).cuda()
+    x, windows = torch.randn(1, 3, 16, 16).cuda(), ((3, 4, 4), (3, 2, 2))
+    krypton = KryptonOcclusion(model)
+    heat = krypton.heatmap(x, *windows, target=1)
+    assert heat.report.path == "naive"
+    expected = Occlusion(model).attribute(x, *windows, target=1)
+    torch.testing.assert_close(heat.attribution(), expected, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(_naive, "_SETUP_SECONDS", 0.0)
+    assert krypton.heatmap(x, *windows, target=1).report.path == "incremental"
+
+
 @settings(max_examples=40, deadline=None)
 @given(model=networks((3, 9, 8), classes=4))
 def test_maps_equal_captum(model: nn.Module) -> None:
@@ -96,7 +165,7 @@ def test_maps_equal_captum(model: nn.Module) -> None:
     x = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1)).double().cuda()
     windows = {"sliding_window_shapes": (3, 3, 2), "strides": (3, 2, 1), "target": 1}
     expected = Occlusion(model).attribute(x, **windows)
-    got = KryptonOcclusion(model).attribute(x, **windows)
+    got = KryptonOcclusion(model, cuda_graphs=False).attribute(x, **windows)
     assert got.is_cuda
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-9 * float(expected.abs().max() + 1))
 
@@ -107,7 +176,7 @@ def test_replayed_maps_equal_captum(model: nn.Module) -> None:
     model = model.cuda()
     x = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1)).double().cuda()
     windows = {"sliding_window_shapes": (3, 3, 2), "strides": (3, 2, 1), "target": 1}
-    krypton = KryptonOcclusion(model, cuda_graphs=True)
+    krypton = KryptonOcclusion(model)
     for image in (x, x + 1, x - 1):
         expected = Occlusion(model).attribute(image, **windows)
         heat = krypton.heatmap(image, **windows)

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import cuda_on_host
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_convolve import EPSILON, counted, extents, numbers, patches
+from torch import Tensor
 
-from captum_krypton._ops import Patches, _reference, panel_size, pool_patches
+from captum_krypton._ops import POOLED_ON_GPUS, Patches, _reference, panel_size, pool_patches
 
 
+def for_cuda(
+    source: Patches,
+    read_offset: Tensor,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    *,
+    stride: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    maximum: bool,
+    divisor: float = 1.0,
+    output_extent: Tensor | None = None,
+) -> Tensor:
+    """The kernel of a GPU, its threads one after another."""
+    if not cuda_on_host.load():
+        pytest.skip("needs a C++ compiler")
+    rest = (size, output_extent, kernel, stride, dilation, maximum, divisor)
+    made: Tensor = torch.ops.captum_krypton_on_host.pool_patches(*source, read_offset, *rest)
+    return made
+
+
+backends = pytest.mark.parametrize("run", [pool_patches, for_cuda])
+
+
+@backends
 @pytest.mark.parametrize("maximum", [True, False])
 @given(data=st.data())
-def test_equals_the_reference(maximum: bool, data: st.DataObject) -> None:
+def test_equals_the_reference(run: Any, maximum: bool, data: st.DataObject) -> None:
     noise, small = numbers(data.draw), st.integers(1, 3)
     windows, images = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 3))
     channels = data.draw(st.sampled_from([1, 3, 8, 11, 16, 19]))
@@ -24,7 +52,10 @@ def test_equals_the_reference(maximum: bool, data: st.DataObject) -> None:
     stride, dilation = data.draw(st.tuples(small, small)), data.draw(st.tuples(small, small))
     divisor = data.draw(st.integers(1, 9))
     extent = extents(data.draw, noise, windows, size)
-    actual = pool_patches(
+    if run is for_cuda:
+        dtype = data.draw(st.sampled_from(POOLED_ON_GPUS))
+        source = source._replace(base=source.base.to(dtype), patch=source.patch.to(dtype))
+    actual = run(
         source,
         read_offset,
         size,
@@ -52,21 +83,24 @@ def test_equals_the_reference(maximum: bool, data: st.DataObject) -> None:
         divisor,
     )
     assert actual.shape == expected.shape
-    assert actual.dtype == torch.float32
+    assert actual.dtype == source.base.dtype
+    assert actual.is_contiguous(memory_format=torch.channels_last)
     actual, expected = counted(actual, extent), counted(expected, extent)
     if maximum:
         assert torch.equal(actual.double(), expected)
     else:
-        assert ((actual - expected).abs() <= 100 * EPSILON).all()
+        error = 100 * EPSILON + torch.finfo(actual.dtype).eps * expected.abs()
+        assert ((actual - expected).abs() <= error).all()
 
 
-def test_not_a_number_is_the_largest() -> None:
+@backends
+def test_not_a_number_is_the_largest(run: Any) -> None:
     base = torch.zeros(1, 9, 4, 4)
     base[0, 8, 1, 1] = torch.nan
     base[0, 2, 2, 2] = torch.nan
     index = torch.zeros(1, 2, dtype=torch.int64)
     source = Patches(base, base[:, :, :0, :0], index[:, 0], index)
-    pooled = pool_patches(source, index, (2, 2), (2, 2), stride=(2, 2), maximum=True)
+    pooled = run(source, index, (2, 2), (2, 2), stride=(2, 2), maximum=True)
     assert pooled.isnan().nonzero().tolist() == [[0, 2, 1, 1], [0, 8, 0, 0]]
 
 

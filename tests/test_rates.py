@@ -63,7 +63,7 @@ def test_another_build_is_measured_again(
         build.write_bytes(content)
     for build, files in zip(builds, (1, 2, 2, 3), strict=True):
         info = dataclasses.replace(backend_info(), path=str(build))
-        monkeypatch.setattr(_rates, "backend_info", lambda info=info: info)
+        monkeypatch.setattr(_rates, "backend_info", lambda device, info=info: info)
         _rates._of_this_machine.cache_clear()
         assert rates_of(CPU) == GUESSED
         assert len(list(cache.iterdir())) == files

@@ -13,6 +13,7 @@ from .._ops import (
     allows_winograd,
     compiled_finish,
     convolve_patches,
+    fastest_finish,
     panel_size,
     plain_finish,
     winograd_sizes,
@@ -128,10 +129,12 @@ class _Convolution(WindowRule):
         # One of these is one pass anyway.
         passes = [bias is not None, added is not None, activation != "none"]
         passes.append((low, high) != (-math.inf, math.inf))
-        compiles = group.compiles and sum(passes) > 1
         finished = plain_finish(low, high, activation)
         within, after = bias, None
-        if compiles:
+        if weight.is_cuda and any(passes) and not group.compiles:
+            within, after = None, bias  # on a GPU, adding the bias is a pass of its own
+            finished = fastest_finish(low, high, activation, weight.device)
+        elif group.compiles and sum(passes) > 1:
             within, after = None, bias
             finished = compiled_finish(
                 low,

@@ -99,11 +99,13 @@ class Means:
         rates: seconds for the machine's operations.
         kernels: whether float32 patches have the layout and the device of the compiled kernels.
         winograd: whether convolutions may run by Winograd's algorithm.
+        pools: whether patches have the layout and the device of a GPU's kernel for pooling.
     """
 
     rates: Rates
     kernels: bool
     winograd: bool
+    pools: bool = False
 
 
 class Frame(Protocol):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._graph import Node, ValueId
-from .._ops import pool_patches
+from .._ops import POOLED_ON_GPUS, pool_patches
 from .._regions import Box, Reach, window_reach, window_read
 from ._rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View, along
 
@@ -103,6 +103,12 @@ def _listed(value: Any, rank: int) -> list[int]:
 
 
 class _Pooling(WindowRule):
+    def can_have_kernel(self, means: Means) -> bool:
+        if super().can_have_kernel(means):
+            return True
+        dtype = self.view.graph.dtypes[self.source]
+        return means.pools and self.dims == (2, 3) and dtype in POOLED_ON_GPUS
+
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         channels = self.view.shape(self.source)[1]
         if not self.can_have_kernel(means):

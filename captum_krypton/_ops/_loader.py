@@ -74,7 +74,7 @@ _BINARIES = {
         "captum_krypton_cuda_kernels",
         "cuda/*.cu",
         ("*.h", "cuda/*.h"),
-        ("gather_patches",),
+        ("gather_patches", "pool_patches", "finish_block"),
         "CUDA",
     ),
 }

@@ -11,7 +11,9 @@ from captum_krypton._ops import _loader, _reference
 from captum_krypton._ops._convolve import Patches
 from captum_krypton._ops._library import library
 
-__all__ = ["pool_patches"]
+__all__ = ["POOLED_ON_GPUS", "pool_patches"]
+
+POOLED_ON_GPUS = (torch.float32, torch.float16, torch.bfloat16)
 
 library.define(
     "pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset, "
@@ -52,9 +54,9 @@ def pool_patches(
             int64; the others hold anything. None for all.
 
     Returns:
-        The output patches, (B, C, *size), float32, channels-last.
+        The output patches, (B, C, *size), channels-last; float32, on a GPU any of `POOLED_ON_GPUS`.
     """
-    _loader.prepare()
+    _loader.prepare("cuda" if source.base.is_cuda else "cpu")
     result: Tensor = torch.ops.captum_krypton.pool_patches.default(
         *source, read_offset, size, output_extent, kernel, stride, dilation, maximum, divisor
     )

@@ -17,22 +17,39 @@ namespace captum_krypton {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kAtOnce = 4;                // units that a thread has on the way at a time
 constexpr int64_t kMostBlocks = 1 << 20;  // far more than run at once; the rest is steps
 
 template <typename Unit, typename Int, typename Index>
 __global__ void __launch_bounds__(kThreads) gather_kernel(const GatherUnits<Index> units) {
-  const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
-  for (Index unit = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; unit < units.count;
-       unit += step) {
-    gather_unit<Unit, Int, Index>(units, unit);
+  const Deal<Index>& deal = units.deal;
+  for (Index block = blockIdx.x; block < deal.blocks; block += gridDim.x) {
+    Index window = block;
+    const Index first = split(window, deal.blocks_of_window) * deal.in_block + threadIdx.x;
+    const WindowPlace<Int> place(units.gather, window);
+    Unit read[kAtOnce] = {};
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Index number = first + static_cast<Index>(i * kThreads);
+      if (number < deal.of_window) {
+        read[i] = read_unit<Unit, Int, Index>(units, place, number);
+      }
+    }
+    Unit* const block_units = reinterpret_cast<Unit*>(units.gather.block) +
+                              static_cast<int64_t>(window) * static_cast<int64_t>(deal.of_window);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Index number = first + static_cast<Index>(i * kThreads);
+      if (number < deal.of_window) {
+        block_units[number] = read[i];
+      }
+    }
   }
 }
 
 template <typename Unit, typename Int, typename Index>
 void launch(const Launcher& launcher, const Gather& gather) {
-  const GatherUnits<Index> units(gather, sizeof(Unit));
-  const int64_t blocks = (static_cast<int64_t>(units.count) + kThreads - 1) / kThreads;
-  launcher.run(gather_kernel<Unit, Int, Index>, std::min(blocks, kMostBlocks), kThreads, units);
+  const GatherUnits<Index> units(gather, sizeof(Unit), kThreads * kAtOnce);
+  launcher.run(gather_kernel<Unit, Int, Index>,
+               std::min(static_cast<int64_t>(units.deal.blocks), kMostBlocks), kThreads, units);
 }
 
 template <typename Unit>
