@@ -445,30 +445,48 @@ def _indexed_by_integers(graph: Graph, node: Node) -> bool:
 
 def _fingerprints(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Any, ...]]:
     """Change when a tensor's content does, also where autograd's version counter does not."""
-    for t in tensors:
-        yield tuple(t.shape), t.stride(), t.dtype, t.device, t.data_ptr()
+    small: dict[torch.device, list[Tensor]] = {}
     sums: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        sums.setdefault(tensor.device, []).append(_content(tensor))
+        device = tensor.device
+        yield tuple(tensor.shape), tensor.stride(), tensor.dtype, device, tensor.data_ptr()
+        memory = _bytes_of(tensor)
+        if memory.numel() <= _SMALL:
+            small.setdefault(device, []).append(memory)
+        else:
+            sums.setdefault(device, []).append(_content(memory))
+    for device, parts in small.items():  # a model has many, and each launches kernels on a GPU
+        sums.setdefault(device, []).append(_content(torch.cat(parts), by_rows=False))
     for device in sums:  # a device is waited for once
         yield tuple(torch.stack(sums[device]).tolist())
 
 
-def _content(tensor: Tensor) -> Tensor:
-    """A number that depends on every byte of the tensor and on its place, on its device."""
-    if tensor.numel() == 0:
-        return torch.zeros((), dtype=torch.int64, device=tensor.device)
+_SMALL = 1 << 14  # bytes
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
     with torch.no_grad():
         data = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-        memory = data.contiguous().reshape(-1).view(torch.uint8)
-        if memory.data_ptr() % 8:  # a word must start on a word's boundary
-            memory = memory.clone()
-        words = memory[: memory.numel() // 8 * 8].view(torch.int64)
-        side = 1 << (words.numel().bit_length() // 2)
-        rows = words[: words.numel() // side * side].view(-1, side).sum(1)
-        weights = torch.arange(1, 2 * rows.numel() + 1, 2, device=rows.device)
-        found = ((rows ^ (rows >> 31)) * weights).sum()
-        for rest in (words[rows.numel() * side :], memory[words.numel() * 8 :]):
-            if rest.numel():
-                found = found + rest.sum()
-        return found
+        return data.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _content(memory: Tensor, *, by_rows: bool = True) -> Tensor:
+    """A number that depends on every byte and on its place, on the bytes' device.
+
+    Args:
+        memory: the bytes.
+        by_rows: whether bytes count by the place of their row, of about as many words as there are
+            rows; else by the place of their word.
+    """
+    if memory.data_ptr() % 8:  # a word must start on a word's boundary
+        memory = memory.clone()
+    words = memory[: memory.numel() // 8 * 8].view(torch.int64)
+    side = 1 << (words.numel().bit_length() // 2) if by_rows else 1
+    rows = words[: words.numel() // side * side].view(-1, side)
+    rows = rows.sum(1) if side > 1 else rows.squeeze(1)
+    weights = torch.arange(1, 2 * rows.numel() + 1, 2, device=rows.device)
+    found = ((rows ^ (rows >> 31)) * weights).sum()
+    for rest in (words[rows.numel() * side :], memory[words.numel() * 8 :]):
+        if rest.numel():
+            found = found + rest.sum()
+    return found

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ._outcome import difference, tolerance
 
-__all__ = ["Noise", "Stale", "checked_windows"]
+__all__ = ["LOOSE", "Noise", "Stale", "checked_windows"]
 
 # How much farther from the forward function than on checked windows the graph may be on the
 # untouched input.
-_LOOSE = 100.0
+LOOSE = 100.0
 
 
 class Stale(Exception):
@@ -32,7 +32,7 @@ class Noise:
         if output.shape != expected.shape or output.dtype != expected.dtype:
             raise Stale("the graph's output has another shape or type than the forward's")
         error = difference(output, expected)
-        allowed = tolerance(expected) * _LOOSE
+        allowed = tolerance(expected) * LOOSE
         if not error <= allowed:
             raise Stale(
                 f"the captured graph gives an outcome that differs by {error:.3g} from the "

@@ -34,7 +34,7 @@ __all__ = ["Engine", "Fallback"]
 T = TypeVar("T")
 
 _MOST_ROWS = {"cpu": 64}
-_MOST_ROWS_ELSEWHERE = 256
+_MOST_ROWS_ELSEWHERE = 512
 
 
 class Fallback(Exception):

@@ -32,6 +32,10 @@ Selection = npt.NDArray[np.bool_]  # (images, windows), windows in row-major ord
 Batches = Iterator[tuple[int, Tensor, dict[ValueId, Tensor]]]  # rows, places, the tail's values
 
 
+# A capture takes about as long as is saved by so many replays.
+_MANY = 16
+
+
 @dataclass
 class RunStatistics:
     """What a run did.
@@ -411,7 +415,7 @@ class GroupRun:
         for left in range(number, 0, -1):
             start = min(done, total - rows)
             try:
-                worth = total > 1 and (again or 1 < left < number)
+                worth = total > 1 and (again or (_MANY <= left < number))
                 if worth and self._captured is None and pool.usable:
                     self._capture(start, rows, pool)
                 captured = self._captured if pool.usable else None

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ._arguments import Call
 from ._capture import current_state, refuse_training
+from ._check import LOOSE
 from ._heatmap import OcclusionMap, Report, map_of
 from ._outcome import difference, resolve_target, tolerance
 from ._progress import progress
@@ -286,7 +287,9 @@ class FewWindows:
         alone = naive_scores(
             self.forward, single, position, target, [window], lambda rows: None, captum=False
         )
-        return difference(scores[[window]], alone) <= tolerance(alone, reference)
+        # Another size of batch is another algorithm on a GPU, and TF32 has ten bits of mantissa.
+        allowed = tolerance(alone, reference) * (LOOSE if alone.is_cuda else 1.0)
+        return difference(scores[[window]], alone) <= allowed
 
 
 class _Spent:

@@ -277,15 +277,20 @@ def _measure() -> Rates:
     return Rates(**{n: max(v, getattr(GUESSED, n) / 1e3) for n, v in found.items()})
 
 
-def measure_gpu(device: torch.device) -> Rates:
-    """Measures the rates of a GPU, in less than a second; those of the CPU's kernels are guessed.
+def measure_gpu(device: torch.device, windows: int = 256, times: int = 10) -> Rates:
+    """Measures the rates of a GPU, in about a second; those of the CPU's kernels are guessed.
 
     A call's time is that of its launches, which the host makes one by one: it is an upper bound
     where batches are replayed.
+
+    Args:
+        device: the GPU.
+        windows: rows of a batch.
+        times: runs between two waits for the device.
     """
     last: Any = torch.channels_last
 
-    def seconds(run: Callable[[], object], times: int = 10) -> float:
+    def seconds(run: Callable[[], object], times: int = times) -> float:
         def several() -> None:
             for _ in range(times):
                 run()
@@ -295,16 +300,16 @@ def measure_gpu(device: torch.device) -> Rates:
         return _seconds(several) / times
 
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        x = torch.randn(256, 128, 28, 28).to(device).contiguous(memory_format=last)
+        x = torch.randn(windows, 128, 28, 28).to(device).contiguous(memory_format=last)
         full, alone = torch.randn(128, 128, 3, 3).to(device), torch.randn(128, 1, 3, 3).to(device)
         full = full.contiguous(memory_format=last)
-        cells = 256 * 26 * 26
+        cells = windows * 26 * 26
         convolution = seconds(lambda: F.conv2d(x, full)) / (cells * full.numel())
         grouped = seconds(lambda: F.conv2d(x, alone, groups=128)) / (cells * alone.numel())
         element = seconds(lambda: x + 1) / x.numel()
-        rows, weight = torch.randn(256, 4096).to(device), torch.randn(4096, 4096).to(device)
-        linear = seconds(lambda: F.linear(rows, weight)) / (256 * weight.numel())
-        index = torch.zeros(256, 2, dtype=torch.int64, device=device)
+        rows, weight = torch.randn(windows, 4096).to(device), torch.randn(4096, 4096).to(device)
+        linear = seconds(lambda: F.linear(rows, weight)) / (windows * weight.numel())
+        index = torch.zeros(windows, 2, dtype=torch.int64, device=device)
         patches = Patches(x[:1], x, index[:, 0], index)
 
         def pool(source: Patches, size: int) -> Tensor:

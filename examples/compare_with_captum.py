@@ -13,7 +13,8 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +38,35 @@ NAMES = {
 ON_REQUEST = tuple(name for name in INCREMENTAL if name != "krypton")
 
 
-def best_batch(name: str, task: Task) -> int:
-    """The side's fastest batch size, found in a process that ends with it."""
+def best_batch(process: Process, task: Task) -> int:
+    """The side's fastest batch size."""
     windows = len(task.corners())
-    process = Process(name, task)
     candidates = tuple(batch for batch in BATCHES[task.device] if batch <= windows)
     batch = fastest_batch(
         lambda batch, batches: process.call("seconds_per_window", batch, batches),
         candidates or (windows,),
         windows,
     )
-    process.close()
     return batch
 
 
-def captum_memory(task: Task, batch: int) -> float:
+def captum_memory(process: Process, batch: int) -> float:
     """Captum's peak memory in MiB, running the map's first windows `batch` at a time."""
-    process = Process("captum", task)
     process.call("start_memory")
     process.call("seconds_per_window", batch, 1)
     peak: float = process.call("peak_memory")
-    process.close()
     return peak
+
+
+@contextmanager
+def trial(name: str, task: Task, started: dict[str, Process]) -> Iterator[Process]:
+    """A process for what changes its memory: one of its own, or on a GPU that of the side."""
+    if task.device == "cuda":
+        yield started[name]
+        return
+    process = Process(name, task)
+    yield process
+    process.close()
 
 
 def measure(
@@ -66,16 +74,18 @@ def measure(
 ) -> dict[str, Any]:
     """Times of every side, `rounds` of each in turn, and captum-krypton's results."""
     windows = len(task.corners())
-    batch = {name: at_once or best_batch(name, task) for name in ("captum", "loop")}
-    batch |= {"captum_kept": batch["captum"], "compiled": batch["loop"]}
-    batches = {name: math.ceil(min(sample, windows) / b) for name, b in batch.items()}
-
-    batch["captum_default"] = 1
-
     sides: dict[str, dict[str, Any]] = {}
     processes: dict[str, Process] = {}
     if task.device == "cuda":  # the host has time for all of them
         processes = {name: Process(name, task) for name in names}
+    batch: dict[str, int] = {"captum_default": 1}
+    for name, other in (("captum", "captum_kept"), ("loop", "compiled")):
+        batch[name] = at_once or 0
+        if at_once is None:
+            with trial(name, task, processes) as process:
+                batch[name] = best_batch(process, task)
+        batch[other] = batch[name]
+    batches = {name: math.ceil(min(sample, windows) / b) for name, b in batch.items()}
     for name in names:
         side: dict[str, Any] = {"batch": batch.get(name)}
         sides[name] = side
@@ -117,7 +127,10 @@ def measure(
             side["windows_timed"] = min(batch[name] * batches[name], windows)
     for name in set(processes) & set(INCREMENTAL):
         sides[name]["report"] = processes[name].call("report")
-    at_our_batch = captum_memory(task, min(sides["krypton"]["report"]["batch_size"], windows))
+    with trial("captum", task, processes) as process:
+        at_our_batch = captum_memory(
+            process, min(sides["krypton"]["report"]["batch_size"], windows)
+        )
     sides["krypton"]["captum_memory_peak_mib"] = at_our_batch
     # After the peak is read: this makes a float64 copy of the network.
     equality = processes["krypton"].call("outcome_errors", 16)

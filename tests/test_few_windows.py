@@ -11,6 +11,7 @@ from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion, _naive
+from captum_krypton._arguments import make_call
 
 WINDOWS = {"sliding_window_shapes": (2, 4, 4), "strides": (2, 4, 4)}  # 9 of a 12 x 12 image
 
@@ -216,3 +217,58 @@ def test_an_error_of_the_forward_reaches_the_user() -> None:
 def test_progress_counts_windows(capsys: pytest.CaptureFixture[str]) -> None:
     KryptonOcclusion(network()).attribute(image(), **WINDOWS, target=0, show_progress=True)
     assert "9/9" in capsys.readouterr().err
+
+
+class Clock:
+    """What `time.perf_counter` says: a batch of `rows` windows takes `rows * of_row` seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(_naive.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(_naive, "_SETUP_SECONDS", 0.5)
+        monkeypatch.setattr(_naive, "_LEAST_SECONDS", 0.02)
+
+    def run(self, spent: _naive._Spent, of_row: float, first: float = 0.0, step: int = 3) -> int:
+        """Runs a map's nine windows, `step` at a time; how many were run."""
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+
+        call = make_call(image(), *WINDOWS.values(), None, 1, None, None)
+        watching = spent.watched(advance, call)
+        for number in range(9 // step):
+            self.now += step * of_row + (first if number == 0 else 0.0)
+            watching(step)
+        return done
+
+
+def test_on_a_gpu_seconds_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, spent = Clock(monkeypatch), _naive._Spent()
+    assert clock.run(spent, of_row=0.02, first=3.0) == 9  # loading libraries does not count
+    assert spent.total == pytest.approx(0.18)
+    assert spent.allows(9)
+    assert clock.run(spent, of_row=0.02) == 9
+    with pytest.raises(TimeoutError):  # 0.36 are spent, and 0.18 more are too many
+        clock.run(spent, of_row=0.02)
+    assert not spent.allows(9)
+
+
+def test_on_a_gpu_a_long_map_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, spent = Clock(monkeypatch), _naive._Spent()
+    with pytest.raises(TimeoutError):
+        clock.run(spent, of_row=0.1)
+    assert clock.now == pytest.approx(0.6)  # after the second batch
+    assert not spent.allows(9)
+
+
+def test_on_a_gpu_maps_that_take_hardly_any_time_never_need_a_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, spent = Clock(monkeypatch), _naive._Spent()
+    for _ in range(1000):
+        assert spent.allows(9)
+        assert clock.run(spent, of_row=0.001, step=9) == 9  # one batch
+    assert spent.total > 0.5
+    assert not spent.allows(900)

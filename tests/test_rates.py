@@ -43,6 +43,13 @@ def test_a_disturbed_clock_makes_no_transform_free() -> None:
     assert _rates._two_rates((100.0, 1.0, 102.0), (10.0, 5.0, 20.0)) == pytest.approx((1.0, 2.0))
 
 
+def test_what_is_measured_of_a_gpu() -> None:
+    rates = _rates.measure_gpu(CPU, 2, 1)  # here its operators run on the CPU
+    assert all(0 < getattr(rates, field.name) < 1 for field in dataclasses.fields(Rates))
+    for name in ("convolution", "grouped", "linear", "element", "call", "pooling", "kernel"):
+        assert getattr(rates, name) != getattr(_rates.GUESSED_OF_GPUS, name)
+
+
 @compiled
 def test_a_machine_is_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = rates_of(CPU)

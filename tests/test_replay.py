@@ -20,7 +20,7 @@ from networks import networks
 from test_execute import expected, question
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _replay
+from captum_krypton import KryptonOcclusion, _group, _replay
 from captum_krypton._base import Base
 from captum_krypton._compile import Compiled
 from captum_krypton._execute import Execution
@@ -32,6 +32,7 @@ def graphs_on_the_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_replay, "Graph", HostGraph)
         patch.setattr(_replay, "Pool", HostPool)
+        patch.setattr(_group, "_MANY", 2)
         yield
 
 
@@ -99,6 +100,14 @@ def test_the_first_map_replays_what_it_runs_often(
     scores, run = runs(images)
     assert 0 < run.statistics.replayed <= run.statistics.batches - len(runs.plan.groups)
     torch.testing.assert_close(scores, expected(network, question(images)))
+
+
+def test_a_first_map_of_few_batches_is_not_worth_a_capture(
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_group, "_MANY", 16)
+    runs = Runs(network, question(images), 64)
+    assert [runs(images)[1].statistics.replayed > 0 for _ in range(2)] == [False, True]
 
 
 def test_other_numbers_of_images_and_baselines_are_other_graphs(

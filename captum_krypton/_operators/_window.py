@@ -118,6 +118,12 @@ class _Pooling(WindowRule):
         numbers = outputs * channels * math.prod(self.kernel)
         return Algorithm.POOLING, numbers * means.rates.pooling
 
+    def whole_step(self, group: Group) -> Step:
+        """The kernel is as good for patches that are whole volumes."""
+        if group.algorithm(self.outputs[0]) is Algorithm.POOLING:
+            return self.step(group)
+        return super().whole_step(group)
+
     def pooled(self, group: Group, *, maximum: bool, divisor: int) -> Callable[[Frame], Tensor]:
         """A function that gives the output patches: maxima, or sums over a divisor."""
         boxes = group.boxes(self.outputs[0])
