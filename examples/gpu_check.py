@@ -185,6 +185,12 @@ def few_windows(name: str, size: int, device: str) -> dict[str, Any]:
     return {"model": name, "windows": report.windows, "path": report.path, **medians}
 
 
+def write(file: str | None, result: dict[str, Any]) -> None:
+    """Writes what there is so far: a long run that is stopped keeps it."""
+    if file:
+        Path(file).write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything; 0 where all tests passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -194,7 +200,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, default=512, help="windows that naive sides run")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     parser.add_argument("--only", nargs="+", default=PAPER_NETWORKS, help="these networks")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--no-compile",
+        nargs="*",
+        metavar="NETWORK",
+        help="leave torch.compile out, for these networks or for all: it can take minutes",
+    )
     parser.add_argument("--json", help="write everything measured to this file")
     options = parser.parse_args(arguments)
     backend = backend_info(options.device)
@@ -213,12 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{row['output']!s:<24}{row['dtype']:<10}{'last' if row['channels_last'] else 'first'} "
             f"{row['gather_gb_per_s']:8.1f} GB/s, {row['share']:.2f} of a copy"
         )
+    write(options.json, result)
     for name in options.only:
         size = options.size or LEAST_SIDE.get(name, 224)
         asked = [f"--model={name}", f"--size={size}", f"--stride={options.stride}"]
         asked += [f"--sample={options.sample}", f"--rounds={options.rounds}"]
         asked += [f"--device={options.device}"]
-        asked += ["--no-compile"] if options.no_compile else []
+        if options.no_compile is not None and name in (options.no_compile or [name]):
+            asked += ["--no-compile"]
         asked += ["--also", "reference"]
         asked += ["launched", "fused"] if options.device == "cuda" else []
         compared = compare(parse_comparison(asked))
@@ -237,8 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kernel, seconds in list(found["kernels"].items())[:8]:
             print(f"  {seconds / found['seconds']:6.1%}  {kernel[:90]}")
         result["profiles"].append(found)
-        if options.json:  # after each one: a long run that is stopped keeps what it has
-            Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        write(options.json, result)
     return 0 if options.device != "cuda" or result["tests"]["passed"] else 1
 
 

@@ -106,8 +106,9 @@ def test_gpu_check_rehearses_without_a_card(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
-    assert [row["model"] for row in result["networks"]] == ["squeezenet1_1"] * 2
-    assert result["networks"][1]["sides"]["captum"]["batch"] == 1
+    assert [row["model"] for row in result["networks"]] == ["squeezenet1_1"]
+    assert "reference" in result["networks"][0]["sides"]
+    assert all(row["captum"] > 0 < row["krypton"] for row in result["few_windows"])
     assert {row["dtype"] for row in result["bandwidth"]} >= {"float16", "float64"}
     assert all(row["share"] > 0 for row in result["bandwidth"])
 
