@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from captum._utils.common import (
     _expand_additional_forward_args,
@@ -35,8 +36,7 @@ __all__ = [
     "devices_of",
     "naive_maps",
     "naive_scores",
-    "occluded_input",
-    "window_slices",
+    "occluded_inputs",
 ]
 
 # Capture, packed weights, a plan and a check take about as long as 16 to 20 windows (see
@@ -52,32 +52,33 @@ _ROWS_TOGETHER_ELSEWHERE = 64
 _SETUP_SECONDS, _LEAST_SECONDS = 0.5, 0.02
 
 
-def window_slices(call: Call, position: int, window: int) -> tuple[slice, ...]:
-    """The cells that one window covers, by its row-major number in the grid."""
-    grid = call.grids[position]
-    index: list[int] = []
-    for count in reversed(grid.counts):
-        index.append(window % count)
-        window //= count
-    out = []
-    for dim, i in enumerate(reversed(index)):
-        reach = grid.along(dim)
-        out.append(slice(int(reach.start[i]), int(reach.stop[i])))
-    return tuple(out)
-
-
-def occluded_input(call: Call, position: int, window: int, *, captum: bool) -> Tensor:
-    """The input with one window covered by the baseline.
+def occluded_inputs(call: Call, position: int, windows: list[int], *, captum: bool) -> Tensor:
+    """The input with each of some windows covered by the baseline, (windows * N, ...).
 
     Captum's formula keeps what is not finite inside the window; otherwise it is replaced.
+
+    Args:
+        call: the checked arguments.
+        position: which input.
+        windows: row-major numbers in the input's grid.
+        captum: whether to use Captum's formula.
     """
-    tensor, baseline = call.inputs[position], call.baselines[position]
-    mask = torch.zeros(tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
-    mask[window_slices(call, position, window)] = 1
+    tensor, baseline, grid = call.inputs[position], call.baselines[position], call.grids[position]
+    covered = torch.ones((len(windows), *[1] * tensor.dim()), dtype=torch.bool)
+    covered = covered.to(tensor.device)
+    for dim, numbers in enumerate(np.unravel_index(windows, grid.counts)):
+        reach, cell = grid.along(dim), np.arange(tensor.shape[dim + 1])
+        start, stop = reach.start[numbers][:, None], reach.stop[numbers][:, None]
+        inside = (cell >= start) & (cell < stop)
+        if not inside.all():
+            along = [1] * covered.dim()
+            along[0], along[dim + 2] = inside.shape
+            covered = covered & torch.from_numpy(inside).reshape(along).to(tensor.device)
     if not captum:
-        return torch.where(mask > 0, baseline, tensor)
+        return torch.where(covered, baseline, tensor).flatten(0, 1)
+    mask = covered.to(tensor.dtype)
     out: Tensor = tensor * (torch.ones_like(mask) - mask) + baseline * mask
-    return out
+    return out.flatten(0, 1)
 
 
 def naive_scores(
@@ -92,13 +93,13 @@ def naive_scores(
 ) -> Tensor:
     """Outcomes of some windows, (windows, *outcome of the untouched input).
 
-    `captum` says whether windows are covered by Captum's formula (see `occluded_input`).
+    `captum` says whether windows are covered by Captum's formula (see `occluded_inputs`).
     """
     rows: list[Tensor] = []
     step = call.perturbations or 1
     for first in range(0, len(windows), step):
         part = windows[first : first + step]
-        covered = torch.cat([occluded_input(call, position, w, captum=captum) for w in part])
+        covered = occluded_inputs(call, position, part, captum=captum)
         inputs = tuple(
             covered if i == position else torch.cat([t] * len(part))
             for i, t in enumerate(call.inputs)

@@ -160,8 +160,8 @@ class LoopSide(Side):
                 self.synchronise()
                 started = time.perf_counter()
             chunk = corners[number * batch : (number + 1) * batch]
-            images = occluded(self.task.x, chunk, self.task.window)
-            images = images.to(self.task.device, memory_format=torch.channels_last)
+            images = occluded(self.x, chunk, self.task.window)
+            images = images.contiguous(memory_format=torch.channels_last)
             self.network(images)[:, self.task.target].cpu()
         seconds = time.perf_counter() - started
         return seconds / (batch * batches)

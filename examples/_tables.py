@@ -270,14 +270,12 @@ def gpu_speed_table(result: dict[str, Any]) -> str:
         "windows": "--:",
         "Captum, default": "--:",
         "best batch": "--:",
-        "fastest naive": "--:",
         "plain torch": "--:",
         "no graphs": "--:",
         "exact": "--:",
         "first map": "--:",
         "over default": "--:",
         "over best": "--:",
-        "over naive": "--:",
     }
 
     def cells(compared: dict[str, Any]) -> list[str]:
@@ -287,27 +285,39 @@ def gpu_speed_table(result: dict[str, Any]) -> str:
             side = sides.get(name, {})
             return f"{1e3 * side['seconds']:.0f}" if "seconds" in side else "failed"
 
-        naive = min(
-            side["seconds"]
-            for name, side in sides.items()
-            if name not in INCREMENTAL and "seconds" in side
-        )
         return [
             compared["model"],
             str(compared["windows"]),
             milliseconds("captum_default"),
             f"{milliseconds('captum')} ({sides['captum']['batch']})",
-            f"{1e3 * naive:.0f}",
             milliseconds("reference"),
             milliseconds("launched"),
             milliseconds("krypton"),
             f"{1e3 * sides['krypton']['first_seconds']:.0f}",
             f"{ratio['over_captum_default']:.0f}",
             f"{ratio['over_captum']:.1f}",
-            f"{ratio['over_fastest_naive']:.1f}",
         ]
 
     return markdown_table(titles, [cells(compared) for compared in result["networks"]])
+
+
+def gpu_line(result: dict[str, Any]) -> str:
+    """The same in a sentence."""
+    titles = {"vgg16": "VGG16", "resnet18": "ResNet18", "inception_v3": "Inception v3"}
+    parts = []
+    for compared in result["networks"]:
+        sides = compared["sides"]
+        ours, best, default = (
+            f"{1e3 * sides[name]['seconds']:.0f}"
+            for name in ("krypton", "captum", "captum_default")
+        )
+        name = titles.get(compared["model"], compared["model"])
+        parts.append(f"{name} {ours} ms instead of {best} (by default {default})")
+    where, first = result["machine"], result["networks"][0]
+    return (
+        f"Later maps on a GPU ({where['gpu']}), windows of {first['window']}, stride "
+        f"{first['stride']}: {', '.join(parts)}. `docs/guides/gpus.md` says more."
+    )
 
 
 def gpu_few_table(result: dict[str, Any]) -> str:
@@ -591,7 +601,7 @@ def main() -> int:
     """Write or check README.md's table."""
     readme = ROOT / "README.md"
     before = readme.read_text()
-    after = update_readme(before, lambda: speed_table(comparisons()))
+    after = update_readme(before, lambda: f"{speed_table(comparisons())}\n\n{gpu_line(gpu())}")
     if "--check" in sys.argv[1:]:
         if before != after:
             print("README.md: its speed table differs from docs/data; run examples/_tables.py")

@@ -19,7 +19,7 @@ from captum_krypton._execute import Execution
 from captum_krypton._graph import ValueId, resolve
 from captum_krypton._interpret import prepare_constants, run_graph, store
 from captum_krypton._layout import channels_last
-from captum_krypton._naive import occluded_input
+from captum_krypton._naive import occluded_inputs
 from captum_krypton._operators import Kind, Means
 from captum_krypton._ops import panel_size
 from captum_krypton._plan import Plan
@@ -89,7 +89,7 @@ def compare(case: Case, threshold: float, means: Means, dtype: torch.dtype, erro
         scores = run.run(lambda rows: None)[0]
         for number in {0, plan.grid.total // 3, plan.grid.total // 2, plan.grid.total - 1}:
             index = np.unravel_index(number, plan.grid.counts)
-            covered = occluded_input(call, 0, number, captum=False)
+            covered = occluded_inputs(call, 0, [number], captum=False)
             output = cropped(plan, constants, image, covered)
             expected = output([int(index[dim]) for dim in plan.axes])[0]
             scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
