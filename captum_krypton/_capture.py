@@ -471,7 +471,9 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def _content(memory: Tensor, *, by_rows: bool = True) -> Tensor:
-    """A number that depends on every byte and on its place, on the bytes' device.
+    """A number that changes with any byte, and with the order of what is counted by its place.
+
+    It stays on the bytes' device.
 
     Args:
         memory: the bytes.
@@ -485,8 +487,9 @@ def _content(memory: Tensor, *, by_rows: bool = True) -> Tensor:
     rows = words[: words.numel() // side * side].view(-1, side)
     rows = rows.sum(1) if side > 1 else rows.squeeze(1)
     weights = torch.arange(1, 2 * rows.numel() + 1, 2, device=rows.device)
-    found = ((rows ^ (rows >> 31)) * weights).sum()
+    upper = (rows >> 31) & ((1 << 33) - 1)  # without the sign: else 0 and -1 were alike
+    found = ((rows ^ upper) * weights).sum()
     for rest in (words[rows.numel() * side :], memory[words.numel() * 8 :]):
         if rest.numel():
-            found = found + rest.sum()
+            found = found + (rest * (torch.arange(len(rest), device=rest.device) + 1)).sum()
     return found

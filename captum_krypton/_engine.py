@@ -91,7 +91,7 @@ class Engine:
         self.winograd, self.self_check = winograd, self_check
         self.cuda_graphs, self.compile_pointwise = cuda_graphs, compile_pointwise
         self.cache = CompileCache()
-        self.few = FewWindows(forward)
+        self.few = FewWindows(forward, memory_budget)
 
     def maps(
         self,
@@ -243,7 +243,7 @@ class Engine:
         device = call.inputs[position].device
         budget = self.memory_budget or default_memory_budget(device)
         budget = 1 << (budget.bit_length() - 1)  # a power of two, so that plans are used again
-        if self.cuda_graphs:  # they take memory themselves, and are found by their plan
+        if self.cuda_graphs and device.type == "cuda":  # they take memory, and know their plan
             budget = compiled.budgets.setdefault(device, budget)
         most = _MOST_ROWS.get(device.type, _MOST_ROWS_ELSEWHERE)
         if call.perturbations is not None:
@@ -297,6 +297,7 @@ class Engine:
                     )
                     scores, evaluated = made.scores, int(made.known.sum())
                     exact, estimated = int(made.exact.sum()), _estimated(made, plan)
+                _wait(scores)
                 check = time.perf_counter()
                 error = self._check(call, work, position, plan, checking, ours, noise)
                 now = time.perf_counter()
@@ -491,6 +492,12 @@ def _estimated(made: Approximate, plan: Plan) -> float | None:
     if made.quality is not None:
         return min(made.quality)
     return 1.0 if plan.threshold == 1 and made.known.all() else None
+
+
+def _wait(tensor: Tensor) -> None:
+    """Waits for the tensor's device, so that a time is that of its work."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
 
 
 def _baseline(call: Call, position: int) -> Tensor | float:

@@ -24,7 +24,7 @@ from captum._utils.common import (
 from torch import Tensor
 
 from ._arguments import Call
-from ._capture import current_state, refuse_training
+from ._capture import refuse_training
 from ._check import LOOSE
 from ._heatmap import OcclusionMap, Report, map_of
 from ._outcome import difference, resolve_target, tolerance
@@ -174,18 +174,20 @@ class FewWindows:
 
     Args:
         forward: the forward function.
+        memory_budget: bytes for activations; None where nothing was asked for.
     """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward = forward
+    def __init__(self, forward: Callable[..., Any], memory_budget: int | None = None) -> None:
+        self.forward, self.memory_budget = forward, memory_budget
         self._rows: Counter[Any] = Counter()  # of each kind of input, run so far
         self._spent: dict[Any, _Spent] = {}  # the same on GPUs, in seconds
-        self._safe: dict[Any, Any] = {}  # for which state of the model windows may run together
 
     def takes(self, call: Call, kind: tuple[Any, ...]) -> bool:
         """Counts the call's windows in, where with those of its `kind` before they are so few."""
         rows = call.examples * sum(grid.total for grid in call.grids)
-        if call.inputs[0].is_cuda:
+        if _on_gpu(call):
+            if self.memory_budget is not None:
+                return False  # what a batch of whole forward passes takes is not known
             if not self._spent.setdefault(kind, _Spent()).allows(rows):
                 return False
         elif self._rows[kind] + rows > _SETUP_ROWS:
@@ -222,7 +224,7 @@ class FewWindows:
                 return None
             target = resolve_target(output.detach(), call.target)
             reference = _select_targets(output.detach(), target)
-            spent, state = self._spent.get(kind), current_state(self.forward, ())
+            spent = self._spent.get(kind)
             seconds = time.perf_counter() - started  # on a GPU the first one loads libraries
             long = spent is None and seconds > _LONG_SECONDS * call.examples
             if long and windows * call.examples > _SETUP_LONG_ROWS:
@@ -237,13 +239,12 @@ class FewWindows:
                     scores = naive_scores(
                         self.forward, together, position, target, every, advance, captum=False
                     )
-                    checked = (together, position, target, scores, reference)
-                    if self._safe.get(kind) != state and not self._alone_as_together(*checked):
+                    if not self._alone_as_together(together, position, target, scores, reference):
                         return None
                     now = time.perf_counter()
                     report = Report(
                         "naive",
-                        (f"{windows} windows are too few for a graph to pay",),
+                        (f"a graph would not pay yet: {windows} windows are too few",),
                         grid.total,
                         1,
                         math.ceil(grid.total / step),
@@ -255,7 +256,6 @@ class FewWindows:
                     )
                     maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))
                     started = now
-            self._safe[kind] = state
         except Exception:  # said by the path that follows, if it is met there too
             return None
         return tuple(maps) if _random_state(call) == random_state else None
@@ -277,19 +277,36 @@ class FewWindows:
         scores: Tensor,
         reference: Tensor,
     ) -> bool:
-        """Whether a window from within a batch has the same outcome in a batch of its own."""
+        """Whether a window from within a batch has the same outcome in a batch of its own.
+
+        On a GPU another size of batch is another algorithm, and TF32 has a mantissa of ten bits.
+        There it is held closely to a batch of the same size, with other windows in it.
+        """
         step, total = together.perturbations or 1, together.grids[position].total
         if step == 1 or total == 1:
             return True
         window = total // 2
         window += (1 - window) % step  # neither the first nor, of four, the last in its batch
         window = window if window < total else 1
-        single = replace(together, perturbations=1)
-        alone = naive_scores(
-            self.forward, single, position, target, [window], lambda rows: None, captum=False
-        )
-        # Another size of batch is another algorithm on a GPU, and TF32 has ten bits of mantissa.
-        allowed = tolerance(alone, reference) * (LOOSE if alone.is_cuda else 1.0)
+
+        def again(windows: list[int], rows: int) -> Tensor:
+            asked = replace(together, perturbations=rows)
+            return naive_scores(
+                self.forward, asked, position, target, windows, lambda rows: None, captum=False
+            )
+
+        alone = again([window], 1)
+        allowed = tolerance(alone, reference)
+        if _on_gpu(together):
+            first = window // step * step
+            size = min(first + step, total) - first
+            companions = [(window + 1) % total] * (size - 1)
+            place = (window - first + 1) % size  # another one, where there is another
+            moved = again([*companions[:place], window, *companions[place:]], size)
+            if not difference(scores[[window]], moved[[place]]) <= allowed:
+                return False
+            if alone.dtype is torch.float32:
+                allowed *= LOOSE
         return difference(scores[[window]], alone) <= allowed
 
 
@@ -328,6 +345,10 @@ class _Spent:
             advance(more)
 
         return watching
+
+
+def _on_gpu(call: Call) -> bool:
+    return call.inputs[0].is_cuda
 
 
 def devices_of(call: Call) -> list[int]:

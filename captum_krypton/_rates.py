@@ -134,7 +134,10 @@ def _of_this_gpu(device: torch.device, precision: tuple[Any, Any]) -> Rates:
         torch.__version__,
         str(_FORMAT),
     )
-    return _kept(_digest(parts), lambda: measure_gpu(device))
+    try:
+        return _kept(_digest(parts), lambda: measure_gpu(device))
+    except torch.OutOfMemoryError:  # the card is full: this process does without
+        return GUESSED_OF_GPUS
 
 
 def _kept(name: str, measured: Callable[[], Rates]) -> Rates:
@@ -218,7 +221,7 @@ def _save(path: Path, rates: Rates) -> None:
 
 def measure() -> Rates:
     """Measures the rates, in less than a second. Needs the compiled kernels."""
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         return _measure()
 
 
@@ -299,7 +302,8 @@ def measure_gpu(device: torch.device, windows: int = 256, times: int = 10) -> Ra
 
         return _seconds(several) / times
 
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    off = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]), off:
         x = torch.randn(windows, 128, 28, 28).to(device).contiguous(memory_format=last)
         full, alone = torch.randn(128, 128, 3, 3).to(device), torch.randn(128, 1, 3, 3).to(device)
         full = full.contiguous(memory_format=last)

@@ -30,7 +30,7 @@ struct GatherUnits {
         width(given.block_volume.size[2]),
         height(given.block_volume.size[1]),
         depth(given.block_volume.size[0]),
-        deal(given.windows, units_of(given, given.block_volume, unit_bytes), in_block) {
+        deal(given.windows, units_of(given, unit_bytes), in_block) {
     auto* const bytes = reinterpret_cast<char*>(&fill);
     std::memset(bytes, 0, sizeof(fill));
     const int64_t element = given.element_size < 8 ? given.element_size : 8;
@@ -44,10 +44,11 @@ struct GatherUnits {
     return block.channels_last ? block.channels * gather.element_size / unit_bytes : 1;
   }
 
-  // Of one row of a volume.
-  static int64_t units_of(const Gather& gather, const Volume& volume, int64_t unit_bytes) {
-    const int64_t cells = volume.size[0] * volume.size[1] * volume.size[2];
-    return cells * (volume.channels_last ? parts_of(gather, unit_bytes) : volume.channels);
+  // Of one window.
+  static int64_t units_of(const Gather& gather, int64_t unit_bytes) {
+    const Volume& block = gather.block_volume;
+    const int64_t cells = block.size[0] * block.size[1] * block.size[2];
+    return cells * (block.channels_last ? parts_of(gather, unit_bytes) : block.channels);
   }
 };
 

@@ -1,4 +1,4 @@
-// Index arithmetic of gather_patches, for host and device alike.
+// Index arithmetic of gather_patches: what its kernels for the CPU and for GPUs share.
 //
 // A volume is (rows, channels, depth, height, width) in memory, or with the channels last; fewer
 // spatial axes are padded in front with axes of size 1. All arithmetic is in 64 bits.

@@ -1,4 +1,4 @@
-// What the kernels for the CPU ask of their tensors.
+// What the kernels ask of their tensors.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

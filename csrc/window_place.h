@@ -1,5 +1,5 @@
-// Index arithmetic for the threads of a GPU: each block of threads works for one window, whose
-// place it looks up once.
+// Index arithmetic for the threads of a GPU: a block of threads works for one window, whose place
+// each thread looks up once.
 #pragma once
 
 #include <cstdint>

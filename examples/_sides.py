@@ -65,6 +65,11 @@ class Task:
     device: str
     threads: int
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self.device.startswith("cuda")
+
     def windows(self) -> dict[str, tuple[int, int, int]]:
         """Captum's arguments."""
         return square_windows(self.window, self.stride)
@@ -90,12 +95,12 @@ class Side:
 
     def synchronise(self) -> None:
         """Wait for the device."""
-        if self.task.device.startswith("cuda"):
+        if self.task.on_gpu:
             torch.cuda.synchronize()
 
     def start_memory(self) -> float:
         """Forget the peak so far; MiB in use now."""
-        if self.task.device.startswith("cuda"):
+        if self.task.on_gpu:
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated() / 2**20
         if sys.platform.startswith("linux"):
@@ -105,7 +110,7 @@ class Side:
 
     def peak_memory(self) -> float:
         """Largest MiB in use since `start_memory`."""
-        if self.task.device.startswith("cuda"):
+        if self.task.on_gpu:
             return torch.cuda.max_memory_allocated() / 2**20
         if sys.platform.startswith("linux"):
             # Not ru_maxrss: a child starts with its parent's there.
@@ -188,7 +193,7 @@ class KryptonSide(Side):
         from captum_krypton import KryptonOcclusion, backend_info
 
         started = time.perf_counter()
-        info = backend_info()
+        info = backend_info("cuda" if task.on_gpu else "cpu")
         file = None if info.path is None else Path(info.path).name  # results name no folder
         self.backend = str(dataclasses.replace(info, path=file))
         self.load_seconds = time.perf_counter() - started

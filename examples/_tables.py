@@ -57,7 +57,8 @@ def machine_line(*results: dict[str, Any]) -> str:
 
 def _machine(result: dict[str, Any]) -> str:
     where = result["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    found = {n: v for n, v in where["versions"].items() if v != "not installed"}
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
     return (
         f"{where['gpu'] or where['processor']} ({where['vector instructions']}), "
         f"{where['threads']} CPU threads, {where['system']}, Python {where['python']}, "

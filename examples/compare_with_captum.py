@@ -23,7 +23,7 @@ from _shared import build_network, fastest_batch, load_image, machine, to_input
 from _sides import Process, SideFailedError, Task
 from _tables import INCREMENTAL
 
-BATCHES = {"cpu": (1, 4, 8, 16, 32, 64), "cuda": (16, 64, 128, 256, 512)}
+BATCHES, BATCHES_ON_GPUS = (1, 4, 8, 16, 32, 64), (16, 64, 128, 256, 512)
 NAMES = {
     "captum": "Captum",
     "captum_default": "Captum, its default batch",
@@ -41,13 +41,19 @@ ON_REQUEST = tuple(name for name in INCREMENTAL if name != "krypton")
 def best_batch(process: Process, task: Task) -> int:
     """The side's fastest batch size."""
     windows = len(task.corners())
-    candidates = tuple(batch for batch in BATCHES[task.device] if batch <= windows)
-    batch = fastest_batch(
-        lambda batch, batches: process.call("seconds_per_window", batch, batches),
-        candidates or (windows,),
-        windows,
-    )
-    return batch
+    batches = BATCHES_ON_GPUS if task.on_gpu else BATCHES
+    candidates = tuple(batch for batch in batches if batch <= windows)
+
+    def seconds_per_window(batch: int, batches: int) -> float:
+        try:
+            seconds: float = process.call("seconds_per_window", batch, batches)
+        except SideFailedError as error:
+            if "OutOfMemoryError" not in str(error):
+                raise
+            return math.inf
+        return seconds
+
+    return fastest_batch(seconds_per_window, candidates or (windows,), windows)
 
 
 def captum_memory(process: Process, batch: int) -> float:
@@ -61,12 +67,14 @@ def captum_memory(process: Process, batch: int) -> float:
 @contextmanager
 def trial(name: str, task: Task, started: dict[str, Process]) -> Iterator[Process]:
     """A process for what changes its memory: one of its own, or on a GPU that of the side."""
-    if task.device == "cuda":
+    if task.on_gpu:
         yield started[name]
         return
     process = Process(name, task)
-    yield process
-    process.close()
+    try:
+        yield process
+    finally:
+        process.close()
 
 
 def measure(
@@ -76,12 +84,13 @@ def measure(
     windows = len(task.corners())
     sides: dict[str, dict[str, Any]] = {}
     processes: dict[str, Process] = {}
-    if task.device == "cuda":  # the host has time for all of them
+    if task.on_gpu:  # the host has time for all of them
         processes = {name: Process(name, task) for name in names}
     batch: dict[str, int] = {"captum_default": 1}
     for name, other in (("captum", "captum_kept"), ("loop", "compiled")):
-        batch[name] = at_once or 0
-        if at_once is None:
+        if at_once is not None:
+            batch[name] = at_once
+        else:
             with trial(name, task, processes) as process:
                 batch[name] = best_batch(process, task)
         batch[other] = batch[name]
@@ -102,12 +111,13 @@ def measure(
                     if processes[name].call("report")["path"] != "naive":
                         break
                     side["capture_seconds"] = processes[name].call("seconds")
-                if task.device == "cuda":  # CUDA graphs are captured by the next one
+                if task.on_gpu:  # CUDA graphs are captured by the next one
                     side["graphs_seconds"] = processes[name].call("seconds")
         except SideFailedError as error:
             if name == "krypton":
                 raise
-            processes.pop(name, None)
+            if name in processes:
+                processes.pop(name).close()
             side["failed"] = str(error).strip().splitlines()[-1]
             print(f"{NAMES[name]}: left out, it failed with {side['failed']}")
             continue
@@ -273,7 +283,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         )
         left_out = set(ON_REQUEST) - set(options.also)
         left_out |= set() if options.compile else {"compiled"}
-        left_out |= {"captum_kept" if task.device == "cuda" else "captum_default"}
+        left_out |= {"captum_kept" if task.on_gpu else "captum_default"}
         names = [name for name in NAMES if name not in left_out]
         measured = measure(task, options.sample, options.rounds, names, options.batch)
     return {

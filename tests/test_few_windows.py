@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,7 +225,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(_naive.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(_naive, "time", SimpleNamespace(perf_counter=lambda: self.now))
         monkeypatch.setattr(_naive, "_SETUP_SECONDS", 0.5)
         monkeypatch.setattr(_naive, "_LEAST_SECONDS", 0.02)
 
@@ -272,3 +273,55 @@ def test_on_a_gpu_maps_that_take_hardly_any_time_never_need_a_graph(
         assert clock.run(spent, of_row=0.001, step=9) == 9  # one batch
     assert spent.total > 0.5
     assert not spent.allows(900)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_naive, "_on_gpu", lambda call: True)
+    monkeypatch.setattr(_naive, "_SETUP_SECONDS", 1e9)
+
+
+def test_a_map_that_is_given_up_goes_by_the_graph(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = network(), image()
+    assert KryptonOcclusion(model).heatmap(x, **WINDOWS).report.path == "naive"
+    monkeypatch.setattr(_naive, "_SETUP_SECONDS", 1e-12)
+    monkeypatch.setattr(_naive, "_LEAST_SECONDS", 0.0)
+    calls = Calls(model)
+    explainer = KryptonOcclusion(calls)
+    assert_as_captum(explainer, model, x, target=3)
+    assert calls.rows[:3] == [1, 4, 4]
+    assert 1 not in calls.rows[3:4]  # a third batch would have one window
+    assert explainer.heatmap(x, **WINDOWS).report.path == "incremental"
+
+
+def test_a_budget_of_memory_is_kept_by_the_graph(as_on_a_gpu: None) -> None:
+    explainer = KryptonOcclusion(network(), memory_budget=1 << 24)
+    assert explainer.heatmap(image(), **WINDOWS).report.path == "incremental"
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x - x.mean(0, keepdim=True),
+        lambda x: x - 0.01 * x.mean(0, keepdim=True),
+        lambda x: x.flip(0),
+        lambda x: x[-1:].expand_as(x),
+        lambda x: x * len(x),
+        lambda x: x + torch.arange(len(x), dtype=x.dtype).reshape(-1, 1, 1, 1),
+    ],
+)
+def test_rows_that_are_mixed_are_noticed_on_a_gpu(
+    as_on_a_gpu: None, mix: Callable[[Tensor], Tensor]
+) -> None:
+    model = network()
+
+    def forward(x: Tensor) -> Tensor:
+        return model(mix(x))
+
+    explainer = KryptonOcclusion(forward)
+    # One window at a time nothing is mixed, and nothing is shown for maps that follow.
+    explainer.heatmap(image(), **WINDOWS, perturbations_per_eval=1)
+    with pytest.warns(UserWarning, match="Captum's own path"):
+        assert_as_captum(explainer, forward, image(), target=3)

@@ -11,6 +11,7 @@ from captum.attr import Occlusion
 from hypothesis import given, settings
 from networks import networks
 from test_gather import Case, bits, cases, naive, values, wide
+from test_pool import POOLINGS, pooling_network
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion, _naive, backend_info
@@ -186,6 +187,24 @@ def test_replayed_maps_equal_captum(model: nn.Module) -> None:
         torch.testing.assert_close(heat.attribution(), expected, rtol=0, atol=bound)
     if heat.report.path in ("incremental", "full"):
         assert heat.report.batches_replayed == heat.report.batches > 0
+
+
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_maps_that_pool_on_the_card(pooling: nn.Module) -> None:
+    model, x = pooling_network(pooling).cuda(), torch.randn(2, 3, 16, 16).cuda()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        expected = Occlusion(model).attribute(x, (3, 3, 3), (3, 1, 1), target=1)
+        got = KryptonOcclusion(model).attribute(x, (3, 3, 3), (3, 1, 1), target=1)
+    assert float((got - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+def test_finish_of_more_numbers_than_32_bits_count() -> None:
+    sums = torch.zeros(2**29 // 8 + 64, 8, dtype=torch.float16, device="cuda")
+    sums[-1] = -2
+    finished = fastest_finish(0.0, 2.0, "none", sums.device)
+    made = finished(sums, torch.full_like(sums[0], 3), None)
+    assert made[[0, -1]].tolist() == [[2.0] * 8, [1.0] * 8]
+    assert float(made[:-1].min()) == 2.0
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])

@@ -7,12 +7,17 @@ from typing import Any
 import cuda_on_host
 import pytest
 import torch
+from captum.attr import Occlusion
 from hypothesis import given
 from hypothesis import strategies as st
 from test_convolve import EPSILON, counted, extents, numbers, patches
-from torch import Tensor
+from torch import Tensor, nn
 
+from captum_krypton import KryptonOcclusion
+from captum_krypton._compile import Compiled
+from captum_krypton._operators import Means
 from captum_krypton._ops import POOLED_ON_GPUS, Patches, _reference, panel_size, pool_patches
+from captum_krypton._rates import GUESSED_OF_GPUS
 
 
 def for_cuda(
@@ -102,6 +107,47 @@ def test_not_a_number_is_the_largest(run: Any) -> None:
     source = Patches(base, base[:, :, :0, :0], index[:, 0], index)
     pooled = run(source, index, (2, 2), (2, 2), stride=(2, 2), maximum=True)
     assert pooled.isnan().nonzero().tolist() == [[0, 2, 1, 1], [0, 8, 0, 0]]
+
+
+POOLINGS = (
+    nn.MaxPool2d(3, 2, 1),
+    nn.MaxPool2d(2, dilation=2),
+    nn.MaxPool2d(3, 2, ceil_mode=True),
+    nn.AvgPool2d(3, 1, 1),
+    nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    nn.AvgPool2d(3, 2, ceil_mode=True),
+    nn.AvgPool2d(2, divisor_override=3),
+    nn.AdaptiveMaxPool2d(4),
+    nn.AdaptiveAvgPool2d(4),
+)
+
+
+def pooling_network(pooling: nn.Module) -> nn.Module:
+    """A network for images of 16 pixels."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), pooling, nn.Conv2d(8, 4, 2), nn.Flatten())
+    model = nn.Sequential(*layers, nn.LazyLinear(5)).eval()
+    model(torch.zeros(1, 3, 16, 16))
+    return model
+
+
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+@pytest.mark.parametrize("window", [3, 14])
+def test_maps_that_pool_in_place_as_on_a_gpu(
+    pooling: nn.Module, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All operators are PyTorch's but for the pooling, on patches and on whole volumes."""
+    if panel_size() == 0:
+        pytest.skip("the compiled kernels are not here")
+    means = Means(GUESSED_OF_GPUS, kernels=False, winograd=False, pools=True)
+    monkeypatch.setattr(Compiled, "_means", lambda self, device, winograd: means)
+    model, x = pooling_network(pooling), torch.randn(2, 3, 16, 16)
+    windows: Any = {"sliding_window_shapes": (3, window, window), "strides": (3, 1, 1), "target": 1}
+    expected = Occlusion(model).attribute(x, **windows)
+    explainer = KryptonOcclusion(model)
+    assert "pooling" in str(explainer.explain(x, **windows))
+    got = explainer.attribute(x, **windows)
+    assert ((got - expected).abs() <= 1e-5 * expected.abs().max()).all()
 
 
 def test_opcheck() -> None:

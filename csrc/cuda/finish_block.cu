@@ -21,7 +21,6 @@ namespace captum_krypton {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 1 << 20;
 
 // Sums, numbered by vectors as they lie in memory; a channel's bias is that of the vector's place:
 // `repeats` neighbours have the same one, and after `places` they start anew.
@@ -76,7 +75,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const Finish<Scalar, R
         value += static_cast<Real>(residual.values[lane]);
       }
       value = activated(value, work.activation);
-      value = value < work.low ? work.low : (value > work.high ? work.high : value);
+      value = value < work.low ? work.low : value;
+      value = value > work.high ? work.high : value;
       sums.values[lane] = static_cast<Scalar>(value);
     }
     *place = sums;
@@ -126,10 +126,9 @@ void launch(const Launcher& launcher, const Call& call) {
 template <typename Scalar, typename Real>
 void launch(const Launcher& launcher, const Call& call) {
   constexpr int kWide = 16 / sizeof(Scalar);
-  const auto places = reinterpret_cast<uintptr_t>(call.sums.const_data_ptr()) |
-                      reinterpret_cast<uintptr_t>(Call::data<Scalar>(call.bias)) |
-                      reinterpret_cast<uintptr_t>(Call::data<Scalar>(call.residual));
-  if (call.repeats == 1 && places % 16 == 0 && call.channels % kWide == 0) {
+  const bool aligned = are_aligned({call.sums.const_data_ptr(), Call::data<Scalar>(call.bias),
+                                    Call::data<Scalar>(call.residual)});
+  if (call.repeats == 1 && call.channels % kWide == 0 && aligned) {
     launch<Scalar, Real, kWide>(launcher, call);
   } else {
     launch<Scalar, Real, 1>(launcher, call);

@@ -1,4 +1,4 @@
-// gather_patches on a GPU: one launch a batch, a unit of the result a thread and step.
+// gather_patches on a GPU: one launch a batch; a thread has some units of one window.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -17,8 +17,7 @@ namespace captum_krypton {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kAtOnce = 4;                // units that a thread has on the way at a time
-constexpr int64_t kMostBlocks = 1 << 20;  // far more than run at once; the rest is steps
+constexpr int kAtOnce = 4;  // units that a thread has on the way at a time
 
 template <typename Unit, typename Int, typename Index>
 __global__ void __launch_bounds__(kThreads) gather_kernel(const GatherUnits<Index> units) {

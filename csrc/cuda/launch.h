@@ -8,6 +8,12 @@
 
 #include "../tensors.h"
 
+namespace captum_krypton {
+
+constexpr int64_t kMostBlocks = 1 << 20;  // far more than run at once; the rest is steps
+
+}  // namespace captum_krypton
+
 #ifdef __CUDACC__
 
 #include <cuda_runtime.h>

@@ -22,15 +22,19 @@ namespace captum_krypton {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int64_t kMostBlocks = 1 << 20;
 
-// A pooling, and the results of each window, numbered as they lie in memory. A block of `gather` is
-// not made: its place is what the pooling writes.
+// What is asked for. A block of `gather` is not made: its place is what the pooling writes.
+struct Pool {
+  Gather gather;
+  int64_t kernel[2], stride[2], dilation[2], size[2];
+  float divisor;
+  bool maximum;
+};
+
+// The results of each window, numbered as they lie in memory.
 template <typename Index>
 struct PoolUnits {
-  Gather gather;
-  int64_t kernel[2], stride[2], dilation[2];
-  float divisor;
+  Pool pool;
   Divisor<Index> parts, width;  // vectors of a cell; cells of a row
   Deal<Index> deal;
 };
@@ -52,21 +56,22 @@ template <typename Scalar, int kLanes, bool kMaximum, typename Int, typename Ind
 KRYPTON_HOST_DEVICE Lanes<Scalar, kLanes> pool_unit(const PoolUnits<Index>& units,
                                                     const WindowPlace<Int>& place, Index number) {
   using Vector = Lanes<Scalar, kLanes>;
-  const Gather& gather = units.gather;
+  const Pool& pool = units.pool;
+  const Gather& gather = pool.gather;
   const Index part = split(number, units.parts);
-  const Int x = place.read[2] + static_cast<Int>(split(number, units.width) * units.stride[1]);
-  const Int y = place.read[1] + static_cast<Int>(number * units.stride[0]);
+  const Int x = place.read[2] + static_cast<Int>(split(number, units.width) * pool.stride[1]);
+  const Int y = place.read[1] + static_cast<Int>(number * pool.stride[0]);
   float found[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
     found[lane] = kMaximum ? -INFINITY : 0.0F;
   }
-  for (Int i = 0; i < static_cast<Int>(units.kernel[0]); ++i) {
-    const Int at_y = y + i * static_cast<Int>(units.dilation[0]);
+  for (Int i = 0; i < static_cast<Int>(pool.kernel[0]); ++i) {
+    const Int at_y = y + i * static_cast<Int>(pool.dilation[0]);
     if (at_y < 0 || at_y >= static_cast<Int>(gather.base_volume.size[1])) {
       continue;
     }
-    for (Int j = 0; j < static_cast<Int>(units.kernel[1]); ++j) {
-      const Int at_x = x + j * static_cast<Int>(units.dilation[1]);
+    for (Int j = 0; j < static_cast<Int>(pool.kernel[1]); ++j) {
+      const Int at_x = x + j * static_cast<Int>(pool.dilation[1]);
       if (at_x < 0 || at_x >= static_cast<Int>(gather.base_volume.size[2])) {
         continue;
       }
@@ -84,7 +89,7 @@ KRYPTON_HOST_DEVICE Lanes<Scalar, kLanes> pool_unit(const PoolUnits<Index>& unit
   }
   Vector result;
   for (int lane = 0; lane < kLanes; ++lane) {
-    result.values[lane] = static_cast<Scalar>(kMaximum ? found[lane] : found[lane] / units.divisor);
+    result.values[lane] = static_cast<Scalar>(kMaximum ? found[lane] : found[lane] / pool.divisor);
   }
   return result;
 }
@@ -97,33 +102,19 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(const PoolUnits<Index> u
     Index window = block;
     const Index number = split(window, deal.blocks_of_window) * deal.in_block + threadIdx.x;
     if (number < deal.of_window) {
-      const WindowPlace<Int> place(units.gather, window);
-      auto* const results = reinterpret_cast<Vector*>(units.gather.block) +
+      const WindowPlace<Int> place(units.pool.gather, window);
+      auto* const results = reinterpret_cast<Vector*>(units.pool.gather.block) +
                             static_cast<int64_t>(window) * static_cast<int64_t>(deal.of_window);
       results[number] = pool_unit<Scalar, kLanes, kMaximum, Int, Index>(units, place, number);
     }
   }
 }
 
-// What is asked for, checked.
-struct Pool {
-  Gather gather;
-  int64_t kernel[2], stride[2], dilation[2], size[2];
-  double divisor;
-  bool maximum;
-};
-
 template <typename Scalar, int kLanes, bool kMaximum, typename Int, typename Index>
 void launch(const Launcher& launcher, const Pool& pool) {
   const int64_t parts = pool.gather.base_volume.channels / kLanes;
   const PoolUnits<Index> units{
-      pool.gather,
-      {pool.kernel[0], pool.kernel[1]},
-      {pool.stride[0], pool.stride[1]},
-      {pool.dilation[0], pool.dilation[1]},
-      static_cast<float>(pool.divisor),
-      Divisor<Index>(parts),
-      Divisor<Index>(pool.size[1]),
+      pool, Divisor<Index>(parts), Divisor<Index>(pool.size[1]),
       Deal<Index>(pool.gather.windows, pool.size[0] * pool.size[1] * parts, kThreads)};
   launcher.run(pool_kernel<Scalar, kLanes, kMaximum, Int, Index>,
                std::min(static_cast<int64_t>(units.deal.blocks), kMostBlocks), kThreads, units);
@@ -143,10 +134,8 @@ template <typename Scalar>
 void launch(const Launcher& launcher, const Pool& pool) {
   constexpr int kWide = 16 / sizeof(Scalar);
   const Gather& gather = pool.gather;
-  const auto places = reinterpret_cast<uintptr_t>(gather.base) |
-                      reinterpret_cast<uintptr_t>(gather.patch) |
-                      reinterpret_cast<uintptr_t>(gather.block);
-  const bool wide = places % 16 == 0 && gather.base_volume.channels % kWide == 0;
+  const bool wide = gather.base_volume.channels % kWide == 0 &&
+                    are_aligned({gather.base, gather.patch, gather.block});
   if (wide && pool.maximum) {
     launch<Scalar, kWide, true>(launcher, pool);
   } else if (wide) {
@@ -185,7 +174,7 @@ Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset
                   {stride[0], stride[1]},
                   {dilation[0], dilation[1]},
                   {size[0], size[1]},
-                  divisor,
+                  static_cast<float>(divisor),
                   maximum};
   switch (base.scalar_type()) {
     case ScalarType::Float:
