@@ -443,6 +443,9 @@ def _indexed_by_integers(graph: Graph, node: Node) -> bool:
     return not dtypes & {torch.bool, torch.uint8}
 
 
+_SMALL = 1 << 14  # bytes of a tensor that is looked at with others
+
+
 def _fingerprints(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Any, ...]]:
     """Change when a tensor's content does, also where autograd's version counter does not."""
     small: dict[torch.device, list[Tensor]] = {}
@@ -459,9 +462,6 @@ def _fingerprints(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Any, ...]]:
         sums.setdefault(device, []).append(_content(torch.cat(parts), by_rows=False))
     for device in sums:  # a device is waited for once
         yield tuple(torch.stack(sums[device]).tolist())
-
-
-_SMALL = 1 << 14  # bytes
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

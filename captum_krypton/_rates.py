@@ -228,22 +228,7 @@ def measure() -> Rates:
 def _measure() -> Rates:
     tiny = _convolution(1, 16, 16, 1, winograd=False)
     kernel = _seconds(tiny.run, 20)
-    cell = torch.zeros(1, 1, 1, 1)
-    index = torch.zeros(1, 2, dtype=torch.int64)
-
-    def step() -> Tensor:  # an operator of torch and the gathering of what it reads
-        return gather_patches(cell, cell, index[:, 0], index, index, (1, 1)) + 1
-
-    call = _seconds(step, 20)
-
-    x = torch.ones(16, 128, 28, 28).contiguous(memory_format=torch.channels_last)
-    full, alone = torch.ones(128, 128, 3, 3), torch.ones(128, 1, 3, 3)
-    cells = 16 * 26 * 26
-    convolution = _seconds(lambda: F.conv2d(x, full)) / (cells * full.numel())
-    grouped = _seconds(lambda: F.conv2d(x, alone, groups=128)) / (cells * alone.numel())
-    element = _seconds(lambda: x + 1) / x.numel()
-    rows, weight = torch.ones(256, 1024), torch.ones(1024, 1024)
-    linear = _seconds(lambda: F.linear(rows, weight)) / (256 * weight.numel())
+    of_torch = _rates_of_torch(_seconds, torch.ones, windows=16, width=1024)
 
     work = _convolution(16, 128, 128, 14, winograd=False)
     direct = (_seconds(work.run) - kernel) / work.macs
@@ -264,11 +249,7 @@ def _measure() -> Rates:
 
     pooling = (_seconds(pool) - kernel) / (16 * 14 * 14 * 9 * 128)
     found = dict(
-        convolution=convolution,
-        grouped=grouped,
-        linear=linear,
-        element=element,
-        call=call,
+        **of_torch,
         direct=direct,
         product=product,
         transform=transform,
@@ -278,6 +259,35 @@ def _measure() -> Rates:
     )
     # A clock that was interrupted at the wrong moment must not make an operation free.
     return Rates(**{n: max(v, getattr(GUESSED, n) / 1e3) for n, v in found.items()})
+
+
+def _rates_of_torch(
+    seconds: Callable[..., float], make: Callable[..., Tensor], *, windows: int, width: int
+) -> dict[str, float]:
+    """The rates of torch's operators, and of a call of one.
+
+    Args:
+        seconds: takes the time of a function, and may be told how many calls to time at once.
+        make: makes a tensor of a shape.
+        windows: rows of a batch of blocks.
+        width: features of a linear layer.
+    """
+    x = make(windows, 128, 28, 28).contiguous(memory_format=torch.channels_last)
+    full, alone = make(128, 128, 3, 3), make(128, 1, 3, 3)
+    cells = windows * 26 * 26
+    rows, weight = make(256, width), make(width, width)
+    cell, index = make(1, 1, 1, 1), torch.zeros(1, 2, dtype=torch.int64, device=x.device)
+
+    def step() -> Tensor:  # an operator of torch and the gathering of what it reads
+        return gather_patches(cell, cell, index[:, 0], index, index, (1, 1)) + 1
+
+    return {
+        "convolution": seconds(lambda: F.conv2d(x, full)) / (cells * full.numel()),
+        "grouped": seconds(lambda: F.conv2d(x, alone, groups=128)) / (cells * alone.numel()),
+        "linear": seconds(lambda: F.linear(rows, weight)) / (256 * weight.numel()),
+        "element": seconds(lambda: x + 1) / x.numel(),
+        "call": seconds(step, 20),
+    }
 
 
 def measure_gpu(device: torch.device, windows: int = 256, times: int = 10) -> Rates:
@@ -293,6 +303,10 @@ def measure_gpu(device: torch.device, windows: int = 256, times: int = 10) -> Ra
     """
     last: Any = torch.channels_last
 
+    def make(*shape: int) -> Tensor:
+        tensor = torch.randn(*shape).to(device)
+        return tensor.contiguous(memory_format=last) if len(shape) == 4 else tensor
+
     def seconds(run: Callable[[], object], times: int = times) -> float:
         def several() -> None:
             for _ in range(times):
@@ -304,41 +318,17 @@ def measure_gpu(device: torch.device, windows: int = 256, times: int = 10) -> Ra
 
     off = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(), torch.random.fork_rng(devices=[]), off:
-        x = torch.randn(windows, 128, 28, 28).to(device).contiguous(memory_format=last)
-        full, alone = torch.randn(128, 128, 3, 3).to(device), torch.randn(128, 1, 3, 3).to(device)
-        full = full.contiguous(memory_format=last)
-        cells = windows * 26 * 26
-        convolution = seconds(lambda: F.conv2d(x, full)) / (cells * full.numel())
-        grouped = seconds(lambda: F.conv2d(x, alone, groups=128)) / (cells * alone.numel())
-        element = seconds(lambda: x + 1) / x.numel()
-        rows, weight = torch.randn(windows, 4096).to(device), torch.randn(4096, 4096).to(device)
-        linear = seconds(lambda: F.linear(rows, weight)) / (windows * weight.numel())
-        index = torch.zeros(windows, 2, dtype=torch.int64, device=device)
-        patches = Patches(x[:1], x, index[:, 0], index)
+        of_torch = _rates_of_torch(seconds, make, windows=windows, width=4096)
+        x, index = make(windows, 128, 28, 28), torch.zeros(windows, 2, dtype=torch.int64).to(device)
 
-        def pool(source: Patches, size: int) -> Tensor:
-            rows = index[: source.patch.shape[0]]
-            return pool_patches(source, rows, (size, size), (3, 3), stride=(1, 1), maximum=True)
+        def pool(rows: int, cells: int) -> Tensor:
+            patch, offset = x[:rows, :, : cells + 2, : cells + 2], index[:rows]
+            source, size = Patches(x[:1], patch, offset[:, 0], offset), (cells, cells)
+            return pool_patches(source, offset, size, (3, 3), stride=(1, 1), maximum=True)
 
-        cell = x[:1, :, :1, :1]
-        one = Patches(cell, cell, index[:1, 0], index[:1])
-        kernel = seconds(lambda: pool(one, 1), 50)
-        pooling = seconds(lambda: pool(patches, 26)) / (cells * 9 * 128)
-
-        def step() -> Tensor:
-            return gather_patches(cell, cell, index[:1, 0], index[:1], index[:1], (1, 1)) + 1
-
-        call = seconds(step, 50)
-    return replace(
-        GUESSED_OF_GPUS,
-        convolution=convolution,
-        grouped=grouped,
-        linear=linear,
-        element=element,
-        call=call,
-        pooling=pooling,
-        kernel=kernel,
-    )
+        kernel = seconds(lambda: pool(1, 1), 20)
+        pooling = seconds(lambda: pool(windows, 26)) / (windows * 26 * 26 * 9 * 128)
+    return replace(GUESSED_OF_GPUS, **of_torch, pooling=pooling, kernel=kernel)
 
 
 def _two_rates(
