@@ -39,7 +39,9 @@ class Compiled:
     """A model captured for one kind of input."""
 
     def __init__(self, forward: Callable[..., Any], call: Call) -> None:
-        self.capture: Capture = capture(forward, call.arguments, call.batched)
+        self.capture: Capture = capture(
+            forward, call.arguments, call.batched, call.baselines
+        )
         self.graph = simplified(self.capture.graph)
         if any(isinstance(s, BatchInt) for s in self.graph.shapes[self.graph.output][1:]):
             raise NotCapturable("the outcome's shape depends on the batch size")

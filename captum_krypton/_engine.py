@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -16,18 +15,19 @@ from torch import Tensor
 
 from ._approximate import Approximate, Approximation, Windows, approximate, growing
 from ._arguments import Call, Predicted
-from ._capture import Capture, watched
+from ._capture import Capture
 from ._check import Noise, Stale, checked_windows
 from ._compile import CompileCache, Compiled, default_memory_budget, signature
 from ._execute import Execution
 from ._group import RunStatistics
 from ._heatmap import OcclusionMap, Report, map_of
-from ._naive import FewWindows, devices_of, naive_scores
+from ._naive import FewWindows, naive_scores
 from ._ops import backend_info
 from ._outcome import difference, resolve_target, row_target, tolerance
 from ._plan import Plan
 from ._progress import progress
 from ._recorder import NotCapturable
+from ._watch import watched
 
 __all__ = ["Engine", "Fallback"]
 
@@ -114,18 +114,15 @@ class Engine:
         started = time.perf_counter()
         approximation.check(call)
         _refuse(call)
-        with _untouched_random_state(call):
-            kind = signature(call)
-            if ran is None and not self.cache.knows(kind) and self.few.takes(call, kind):
-                maps = self.few.maps(call, kind, show_progress)
-                if maps is not None:
-                    return maps
-            work = self._untouched(call, approximation)
-            timed, ran = ran is not None, [] if ran is None else ran
-            rest = (show_progress, approximation, timed, started, ran)
-            return self._attempted(
-                call, work, approximation, lambda work: self._run(call, work, *rest)
-            )
+        kind = signature(call)
+        if ran is None and not self.cache.knows(kind) and self.few.takes(call, kind):
+            maps = self.few.maps(call, kind, show_progress)
+            if maps is not None:
+                return maps
+        work = self._untouched(call, approximation)
+        timed, ran = ran is not None, [] if ran is None else ran
+        rest = (show_progress, approximation, timed, started, ran)
+        return self._attempted(call, work, approximation, lambda work: self._run(call, work, *rest))
 
     def growing(
         self, call: Call, approximation: Approximation
@@ -144,23 +141,21 @@ class Engine:
         approximation.check(call)
         _refuse(call)
         call = call.detached()
-        with _untouched_random_state(call):
-            work = self._untouched(call, approximation)
+        work = self._untouched(call, approximation)
 
-            def begun(work: _Work) -> tuple[Capture, OcclusionMap, Iterator[OcclusionMap]]:
-                stages = self._stages(call, work, approximation, started)
-                return work.compiled.capture, next(stages), stages
+        def begun(work: _Work) -> tuple[Capture, OcclusionMap, Iterator[OcclusionMap]]:
+            stages = self._stages(call, work, approximation, started)
+            return work.compiled.capture, next(stages), stages
 
-            capture, first, stages = self._attempted(call, work, approximation, begun)
+        capture, first, stages = self._attempted(call, work, approximation, begun)
         yield first
         while True:
-            with _untouched_random_state(call):  # what the caller draws in between stays drawn
-                if not capture.is_current(self.forward):
-                    raise RuntimeError(
-                        "the model, its mode or autocast has changed since this map began to grow: "
-                        "begin again"
-                    )
-                following = next(stages, None)
+            if not capture.is_current(self.forward):
+                raise RuntimeError(
+                    "the model, its mode or autocast has changed since this map began to grow: "
+                    "begin again"
+                )
+            following = next(stages, None)
             if following is None:
                 return
             yield following
@@ -204,8 +199,7 @@ class Engine:
         """The plan for each input."""
         approximation.check(call)
         _refuse(call)
-        with _untouched_random_state(call):
-            compiled = self._compiled(call)
+        compiled = self._compiled(call)
         approximation.check_model(compiled)
         threshold = approximation.threshold
         return tuple(self._plan(compiled, call, i, threshold) for i in range(len(call.inputs)))
@@ -530,9 +524,3 @@ def _refuse(call: Call) -> None:
         )
         if not finite:
             raise Fallback(f"baselines[{i}] is not finite")
-
-
-@contextmanager
-def _untouched_random_state(call: Call) -> Iterator[None]:
-    with torch.random.fork_rng(devices=devices_of(call)):
-        yield

@@ -24,12 +24,13 @@ from captum._utils.common import (
 from torch import Tensor
 
 from ._arguments import Call
-from ._capture import refuse_training
+from ._capture import record, refuse_training
 from ._check import LOOSE
 from ._heatmap import OcclusionMap, Report, map_of
 from ._outcome import difference, resolve_target, tolerance
+from ._pair import pair, refuse_mixing
 from ._progress import progress
-from ._recorder import NotCapturable
+from ._recorder import NotCapturable, Recording
 
 __all__ = [
     "FewWindows",
@@ -203,62 +204,69 @@ class FewWindows:
         return True
 
     def maps(
-        self, call: Call, kind: tuple[Any, ...], show_progress: bool
+        self, call: Call, kind: Any, show_progress: bool
     ) -> tuple[OcclusionMap, ...] | None:
         """The maps by the forward function itself, a few windows at a time.
 
-        Windows that run together must not change each other's outcome: one of each input is run
-        alone too.
+        Windows that run together must not change each other's outcome. The untouched inputs and the
+        first windows are recorded, and the recordings asked what a capture is asked; one window of
+        each input is run alone too.
 
         Returns:
             The maps, or None where this does not hold, where the forward fails or draws random
             numbers (a capture says why), or where it takes so long that a graph does pay.
         """
-        maps: list[OcclusionMap] = []
-        windows = sum(grid.total for grid in call.grids)
-        random_state = _random_state(call)
         try:
-            started = time.perf_counter()
-            output = _run_forward(self.forward, call.inputs, None, call.extra or None)
-            if not isinstance(output, Tensor) or output.shape[:1] != (call.examples,):
-                return None
-            target = resolve_target(output.detach(), call.target)
-            reference = _select_targets(output.detach(), target)
-            spent = self._spent.get(kind)
-            seconds = time.perf_counter() - started  # on a GPU the first one loads libraries
-            long = spent is None and seconds > _LONG_SECONDS * call.examples
-            if long and windows * call.examples > _SETUP_LONG_ROWS:
-                return None
-            step = self._windows_together(call, long)
-            together = replace(call, perturbations=step)
-            with progress(call, show_progress, windows) as advance:
-                if spent is not None:
-                    advance = spent.watched(advance, call)
-                for position, grid in enumerate(call.grids):
-                    every = list(range(grid.total))
-                    scores = naive_scores(
-                        self.forward, together, position, target, every, advance, captum=False
-                    )
-                    if not self._alone_as_together(together, position, target, scores, reference):
-                        return None
-                    now = time.perf_counter()
-                    report = Report(
-                        "naive",
-                        (f"a graph would not pay yet: {windows} windows are too few",),
-                        grid.total,
-                        1,
-                        math.ceil(grid.total / step),
-                        min(step, grid.total) * call.examples,
-                        now - started,
-                        windows_evaluated=grid.total * call.examples,
-                        windows_exact=grid.total * call.examples,
-                        estimated_ssim=1.0,
-                    )
-                    maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))
-                    started = now
+            return self._maps(call, kind, show_progress)
         except Exception:  # said by the path that follows, if it is met there too
             return None
-        return tuple(maps) if _random_state(call) == random_state else None
+
+    def _maps(
+        self, call: Call, kind: Any, show_progress: bool
+    ) -> tuple[OcclusionMap, ...] | None:
+        maps: list[OcclusionMap] = []
+        windows = sum(grid.total for grid in call.grids)
+        started = time.perf_counter()
+        untouched = record(self.forward, call.arguments, call.batched)
+        output = untouched.result
+        if output.shape[:1] != (call.examples,):
+            return None
+        target = resolve_target(output, call.target)
+        reference = _select_targets(output, target)
+        spent = self._spent.get(kind)
+        seconds = time.perf_counter() - started  # on a GPU the first one loads libraries
+        long = spent is None and seconds > _LONG_SECONDS * call.examples
+        if long and windows * call.examples > _SETUP_LONG_ROWS:
+            return None
+        step = self._windows_together(call, long)
+        together = replace(call, perturbations=step)
+        with progress(call, show_progress, windows) as advance:
+            if spent is not None:
+                advance = spent.watched(advance, call)
+            for position, grid in enumerate(call.grids):
+                forward = _Questioned(self.forward, call, untouched)
+                every = list(range(grid.total))
+                scores = naive_scores(
+                    forward, together, position, target, every, advance, captum=False
+                )
+                if not self._alone_as_together(together, position, target, scores, reference):
+                    return None
+                now = time.perf_counter()
+                report = Report(
+                    "naive",
+                    (f"a graph would not pay yet: {windows} windows are too few",),
+                    grid.total,
+                    1,
+                    math.ceil(grid.total / step),
+                    min(step, grid.total) * call.examples,
+                    now - started,
+                    windows_evaluated=grid.total * call.examples,
+                    windows_exact=grid.total * call.examples,
+                    estimated_ssim=1.0,
+                )
+                maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))
+                started = now
+        return tuple(maps)
 
     def _windows_together(self, call: Call, long: bool) -> int:
         """How many windows run together; `long` says whether a row takes long."""
@@ -310,6 +318,34 @@ class FewWindows:
         return difference(scores[[window]], alone) <= allowed
 
 
+class _Questioned:
+    """A forward function whose first call is asked whether it mixes the rows of its batch.
+
+    Args:
+        forward: the forward function.
+        call: the call that its batches belong to.
+        untouched: the recording of that call's own inputs.
+    """
+
+    def __init__(self, forward: Callable[..., Any], call: Call, untouched: Recording) -> None:
+        self._forward, self._call, self._untouched = forward, call, untouched
+        self._asked = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls the forward function.
+
+        Raises:
+            NotCapturable: where the rows of its batch are mixed.
+        """
+        rows = arguments[0].shape[0]
+        if self._asked or rows == self._call.examples:
+            return self._forward(*arguments)
+        self._asked = True
+        several = record(self._forward, arguments, self._call.batched)
+        refuse_mixing(pair(self._untouched, several, (self._call.examples, rows)))
+        return several.result
+
+
 class _Spent:
     """What a model's windows have taken on a GPU so far, while a graph would not pay."""
 
@@ -355,7 +391,3 @@ def devices_of(call: Call) -> list[int]:
     """The GPUs that the inputs lie on, by number."""
     return sorted({t.device.index for t in call.inputs if t.is_cuda})
 
-
-def _random_state(call: Call) -> list[bytes]:
-    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices_of(call))]
-    return [state.numpy().tobytes() for state in states]

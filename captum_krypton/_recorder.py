@@ -8,7 +8,8 @@ out-of-place twins, and views of a changed tensor are taken again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ._doors import Doors
 from ._graph import Node, Value, ValueId, walk
 
-__all__ = ["NotCapturable", "Recorder", "Recording", "Watch", "trains"]
+__all__ = ["NotCapturable", "Recorder", "Recording", "is_composite", "trains"]
 
 aten = torch.ops.aten
 
@@ -29,15 +31,33 @@ class NotCapturable(Exception):
 
 @dataclass
 class Recording:
-    """What one call did: nodes over values, and the tensors that came from outside."""
+    """What one call did.
+
+    Attributes:
+        nodes: the operators, in the order in which they ran.
+        shapes: the shape of every value.
+        dtypes: the element type of every value.
+        devices: where every value was.
+        leaves: the tensors that came from outside: parameters, buffers, constants.
+        inputs: the values of the call's tensors.
+        output: the value that the call returned.
+        result: its tensor.
+    """
 
     nodes: list[Node]
-    tensors: dict[ValueId, Tensor]
     shapes: dict[ValueId, tuple[int, ...]]
     dtypes: dict[ValueId, torch.dtype]
-    leaves: list[ValueId]
+    devices: dict[ValueId, torch.device]
+    leaves: dict[ValueId, Tensor]
     inputs: tuple[ValueId, ...]
     output: ValueId
+    result: Tensor
+
+    def stand_in(self, value: ValueId) -> Tensor:
+        """A tensor of the value's kind and shape, of one element and no defined content."""
+        shape = self.shapes[value]
+        one = torch.empty([1] * len(shape), dtype=self.dtypes[value], device=self.devices[value])
+        return one.expand(shape)
 
 
 # In-place operators whose functional twin is not the same name without the underscore.
@@ -48,11 +68,15 @@ _FUNCTIONAL = {
     "aten::zero_": aten.zero.default,
     "aten::index_put_": aten.index_put.default,
 }
+# Operators whose output has a known shape where their indices are no masks.
+_INDEXED = {"aten.index", "aten.index_put", "aten.index_put_", "aten._unsafe_index"}
 _SAME_TENSOR = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 
 
 class Recorder(TorchDispatchMode):
     """A dispatch mode that writes down every operator it sees.
+
+    It holds none of the tensors that the call makes: they are freed when the call frees them.
 
     Args:
         inputs: the tensors that the recorded call will be given.
@@ -61,15 +85,16 @@ class Recorder(TorchDispatchMode):
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
-        self.tensors: dict[ValueId, Tensor] = {}
         self.shapes: dict[ValueId, tuple[int, ...]] = {}
         self.dtypes: dict[ValueId, torch.dtype] = {}
-        self.leaves: list[ValueId] = []
-        self._value_of: dict[int, ValueId] = {}  # id(tensor) -> its present value
-        self._kept: dict[int, Tensor] = {}  # so that no id is used twice
-        self._aliases: dict[int, list[Tensor]] = {}  # storage -> tensors on it, oldest first
-        self._origin: dict[int, tuple[Tensor, Node, int]] = {}  # id(view) -> base, op, position
+        self.devices: dict[ValueId, torch.device] = {}
+        self.leaves: dict[ValueId, Tensor] = {}
+        # By id: the tensor, and its present value. Gone with the tensor, since ids are used again.
+        self._values: dict[int, tuple[weakref.ref[Tensor], ValueId]] = {}
+        self._origin: dict[int, tuple[Tensor, Node, int]] = {}  # of a view: base, op, position
+        self._aliases: dict[int, list[weakref.ref[Tensor]]] = {}  # by storage, oldest first
         self.inputs = tuple(self._define(t) for t in inputs)
+        self._varying = set(self.inputs)  # the values that depend on the inputs
 
     def record(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Recording:
         """Calls `function(*arguments)` and returns what it did.
@@ -77,19 +102,30 @@ class Recorder(TorchDispatchMode):
         Raises:
             NotCapturable: where the call cannot be written as a graph.
         """
-        with torch.inference_mode(False), torch.no_grad(), self:
+        doors = Doors(self._leaves_torch)
+        with torch.inference_mode(False), torch.no_grad(), doors, self:
             result = function(*arguments)
         if not isinstance(result, Tensor):
             raise NotCapturable(f"the forward returns {type(result).__name__}, not a tensor")
         output = self._value(result)
-        leaves = set(self.leaves)
-        tensors = {v: t if v in leaves else _shape_of(t) for v, t in self.tensors.items()}
         # torch keeps modes in reference cycles: what they hold stays until the next collection.
-        for held in (self.tensors, self._kept, self._aliases, self._origin, self._value_of):
-            held.clear()
+        leaves = self.leaves
+        self.leaves, self._origin, self._values, self._aliases = {}, {}, {}, {}
         return Recording(
-            self.nodes, tensors, self.shapes, self.dtypes, self.leaves, self.inputs, output
+            self.nodes,
+            self.shapes,
+            self.dtypes,
+            self.devices,
+            leaves,
+            self.inputs,
+            output,
+            result.detach(),
         )
+
+    def _leaves_torch(self, door: str, tensor: Tensor | None) -> None:
+        """Refuses a value that leaves torch's operators, where it depends on the inputs."""
+        if tensor is None or self._value(tensor) in self._varying:
+            raise NotCapturable(f"the forward takes values out of a tensor ({door})")
 
     def __torch_dispatch__(
         self,
@@ -99,23 +135,51 @@ class Recorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if _is_composite(func):  # seen here for tensors made in inference mode only
-            with self:
-                return func.decompose(*args, **kwargs)
-        func, args = _deterministic(func, args, kwargs)
-        _refuse_before(func, args, kwargs)
-        read = self._to_values((args, kwargs))
-        result = func(*args, **kwargs)
-        written = _written(func, args, kwargs)
-        if func in (aten.as_strided_.default, aten.set_.source_Tensor, aten.resize_.default):
-            if func is aten.as_strided_.default and tuple(args[1]) == self.shapes[read[0][0].id]:
-                return result  # only the strides of dimensions of size one change
-            raise NotCapturable(f"{func} changes the shape of a tensor in place")
-        if written:
-            self._record_mutation(func, read, written, args)
-        else:
-            self._record_call(func, read, result, args)
-        return result
+        with torch._C.DisableTorchFunction():  # what is done here is not the forward's
+            if func.namespace == "profiler":
+                return func(*args, **kwargs)
+            if is_composite(func):  # seen here for tensors made in inference mode only
+                with self:
+                    return func.decompose(*args, **kwargs)
+            func, args = _deterministic(func, args, kwargs)
+            _refuse_before(func, args, kwargs)
+            read = self._to_values((args, kwargs))
+            self._refuse_reading(func, read)
+            result = func(*args, **kwargs)
+            written = _written(func, args, kwargs)
+            if func in (aten.as_strided_.default, aten.set_.source_Tensor, aten.resize_.default):
+                if func is aten.as_strided_.default and tuple(args[1]) == tuple(args[0].shape):
+                    return result  # only the strides of dimensions of size one change
+                raise NotCapturable(f"{func} changes the shape of a tensor in place")
+            if written:
+                self._record_mutation(func, read, written, args)
+            else:
+                self._record_call(func, read, result, args)
+            return result
+
+    def _refuse_reading(self, func: Any, read: Any) -> None:
+        """Refuses what brings a value that depends on the inputs out of its tensor.
+
+        The size of a tensor counts as well, whether or not anything reads the tensor.
+        """
+        if self._varying.isdisjoint(a.id for a in walk(read) if isinstance(a, Value)):
+            return
+        if torch.Tag.data_dependent_output in func.tags:
+            raise NotCapturable(f"the forward reads a value out of a tensor ({func})")
+        if torch.Tag.dynamic_output_shape in func.tags and not self._indexes_by_integers(func, read):
+            raise NotCapturable(f"a shape in the forward depends on the data ({func})")
+
+    def _indexes_by_integers(self, func: Any, read: Any) -> bool:
+        """Whether an index operator's shape is known: its indices are numbers, not masks."""
+        if str(func.overloadpacket) not in _INDEXED:
+            return False
+        indices = (self.dtypes[v.id] for v in walk(read[0][1]) if isinstance(v, Value))
+        return not {torch.bool, torch.uint8}.intersection(indices)
+
+    def _add(self, node: Node) -> None:
+        self.nodes.append(node)
+        if not self._varying.isdisjoint(node.operands()):
+            self._varying.update(node.results)
 
     def _record_call(self, func: Any, read: Any, result: Any, args: tuple[Any, ...]) -> None:
         several = isinstance(result, (tuple, list))
@@ -136,9 +200,24 @@ class Recorder(TorchDispatchMode):
                 continue
             ids.append(self._define(tensor))
             if base is not None:
-                self._origin[id(tensor)] = (base, node, position)
+                self._origin[id(tensor)] = self._shortened(base, node, position)
         node.outputs = tuple(ids)
-        self.nodes.append(node)
+        self._add(node)
+
+    def _shortened(self, base: Tensor, node: Node, position: int) -> tuple[Tensor, Node, int]:
+        """The origin of a view: one of an expanded dimension is one of what was expanded."""
+        if node.name == "aten.select" and id(base) in self._origin:
+            below, expanded, _ = self._origin[id(base)]
+            dim, size = node.args[1] % base.dim(), tuple(below.shape)
+            own = dim - (base.dim() - below.dim())
+            rest = base.shape[:dim] + base.shape[dim + 1 :]
+            if expanded.name == "aten.expand":
+                source = Value(self._values[id(below)][1])
+                if own < 0 and rest == size:
+                    return below, Node(aten.alias.default, (source,), {}, ()), 0
+                if own >= 0 and size[own] == 1 and size[:own] + size[own + 1 :] == rest:
+                    return below, Node(aten.select.int, (source, own, 0), {}, ()), 0
+        return base, node, position
 
     def _record_mutation(
         self, func: Any, read: Any, written: list[Tensor], args: tuple[Any, ...]
@@ -146,41 +225,41 @@ class Recorder(TorchDispatchMode):
         if len(written) > 1 or written[0] is not args[0]:
             raise NotCapturable(f"{func} writes into one of its arguments")
         target = written[0]
-        if self._value_of[id(target)] in self.leaves:
+        if self._value(target) in self.leaves:
             raise NotCapturable(f"the forward changes a parameter, buffer or constant ({func})")
         twin = _functional(func)
-        value = self._new(target.shape, target.dtype)
-        self.nodes.append(Node(twin, read[0], read[1], (value,)))
+        value = self._new(target)
+        self._add(Node(twin, read[0], read[1], (value,)))
         self._assign(target, value)
 
     def _assign(self, target: Tensor, value: ValueId) -> None:
         """Makes `value` the content of `target` and of every tensor that shares its memory."""
         path = [target]
-        self._value_of[id(target)] = value
+        self._set(target, value)
         while id(path[-1]) in self._origin:
             view = path[-1]
             base, node, position = self._origin[id(view)]
             value = self._undo_view(node, position, base, view, value)
-            self._value_of[id(base)] = value
+            self._set(base, value)
             if value in self.leaves:
                 raise NotCapturable("the forward changes a parameter, buffer or constant")
             path.append(base)
-        if self._value_of[id(path[-1])] in self.leaves:
+        if self._value(path[-1]) in self.leaves:
             raise NotCapturable("the forward changes a parameter, buffer or constant")
         done = {id(t) for t in path}
-        for alias in self._aliases[_storage(target)]:
+        for alias in self._sharing(_storage(target)):
             if id(alias) in done:
                 continue
             if id(alias) not in self._origin:
                 raise NotCapturable("the forward changes memory that several tensors share")
             base, node, position = self._origin[id(alias)]
-            self._value_of[id(alias)] = self._redo_view(node, position, base, alias)
+            self._set(alias, self._redo_view(node, position, base, alias))
 
     def _undo_view(
         self, node: Node, position: int, base: Tensor, view: Tensor, value: ValueId
     ) -> ValueId:
         """The base's new value, given the new value of one of its views."""
-        old, new = Value(self._value_of[id(base)]), Value(value)
+        old, new = Value(self._value(base)), Value(value)
         args = node.args
         name = node.name
         if node.op in _SAME_TENSOR:
@@ -206,46 +285,64 @@ class Recorder(TorchDispatchMode):
             call = (node.op, (new, *args[1:]))
         else:
             raise NotCapturable(f"the forward changes a view made by {node.op} in place")
-        result = self._new(base.shape, base.dtype)
-        self.nodes.append(Node(call[0], call[1], {}, (result,)))
+        result = self._new(base)
+        self._add(Node(call[0], call[1], {}, (result,)))
         return result
 
     def _redo_view(self, node: Node, position: int, base: Tensor, view: Tensor) -> ValueId:
-        source = Value(self._value_of[id(base)])
+        source = Value(self._value(base))
         if node.op in _SAME_TENSOR:
             return source.id
         ids = [-1] * max(len(node.outputs), 1)
-        ids[position] = self._new(view.shape, view.dtype)
-        again = Node(node.op, (source, *node.args[1:]), node.kwargs, tuple(ids), node.several)
-        self.nodes.append(again)
+        ids[position] = self._new(view)
+        self._add(Node(node.op, (source, *node.args[1:]), node.kwargs, tuple(ids), node.several))
         return ids[position]
 
-    def _new(self, shape: torch.Size, dtype: torch.dtype) -> ValueId:
+    def _new(self, like: Tensor) -> ValueId:
         value = len(self.shapes)
-        self.shapes[value] = tuple(shape)
-        self.dtypes[value] = dtype
+        self.shapes[value] = tuple(like.shape)
+        self.dtypes[value] = like.dtype
+        self.devices[value] = like.device
         return value
+
+    def _set(self, tensor: Tensor, value: ValueId) -> None:
+        self._values[id(tensor)] = self._values[id(tensor)][0], value
 
     def _define(self, tensor: Tensor, value: ValueId | None = None) -> ValueId:
         if value is None:
-            value = self._new(tensor.shape, tensor.dtype)
-            self.tensors[value] = tensor
-        self._value_of[id(tensor)] = value
-        self._kept[id(tensor)] = tensor
-        self._aliases.setdefault(_storage(tensor), []).append(tensor)
+            value = self._new(tensor)
+        number = id(tensor)
+
+        def forget(gone: weakref.ref[Tensor]) -> None:
+            if self._values.get(number, (None,))[0] is gone:
+                del self._values[number]
+                self._origin.pop(number, None)
+
+        self._origin.pop(number, None)
+        reference = weakref.ref(tensor, forget)
+        self._values[number] = reference, value
+        self._aliases.setdefault(_storage(tensor), []).append(reference)
         return value
 
+    def _sharing(self, storage: int) -> Iterator[Tensor]:
+        """The tensors of a storage that are still there."""
+        for reference in list(self._aliases.get(storage, ())):
+            tensor = reference()
+            if tensor is not None and _storage(tensor) == storage:
+                yield tensor
+
     def _value(self, tensor: Tensor) -> ValueId:
-        value = self._value_of.get(id(tensor))
-        if value is not None:
-            return value
-        for alias in self._aliases.get(_storage(tensor), []):  # x.data makes such a tensor
+        known = self._values.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        for alias in self._sharing(_storage(tensor)):
             same = alias.shape == tensor.shape and alias.stride() == tensor.stride()
             if same and alias.storage_offset() == tensor.storage_offset():
+                value = self._define(tensor, self._values[id(alias)][1])
                 self._origin[id(tensor)] = (alias, Node(aten.alias.default, (), {}, ()), 0)
-                return self._define(tensor, self._value_of[id(alias)])
+                return value
         value = self._define(tensor)
-        self.leaves.append(value)
+        self.leaves[value] = tensor
         return value
 
     def _to_values(self, arguments: Any) -> Any:
@@ -264,45 +361,6 @@ class Recorder(TorchDispatchMode):
             if isinstance(argument, Tensor) and _storage(argument) == storage:
                 return argument
         return None
-
-
-class Watch(TorchDispatchMode):
-    """Notes which operators a call runs and on what, holding none of its tensors.
-
-    Two calls with the same notes did the same: it is how a change that no parameter shows, such
-    as another value of a Python attribute, is noticed.
-
-    Args:
-        leaves: tensors that are told apart where they are read.
-    """
-
-    def __init__(self, leaves: tuple[Tensor, ...]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.notes: list[Any] = []
-        self._leaves = {id(leaf): number for number, leaf in enumerate(leaves)}
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        noted: list[Any] = [str(func)]
-        for argument in walk((args, kwargs)):
-            if isinstance(argument, Tensor):
-                leaf = self._leaves.get(id(argument))
-                noted.append((tuple(argument.shape), argument.dtype, leaf))
-            else:
-                noted.append(repr(argument))
-        self.notes.append(tuple(noted))
-        return func(*args, **kwargs)
-
-
-def _shape_of(tensor: Tensor) -> Tensor:
-    """A tensor of the same kind and shape, of one element in memory and no defined content."""
-    return tensor.new_empty([1] * tensor.dim()).expand(tensor.shape)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -351,7 +409,7 @@ def _deterministic(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return plain, (args[0], (named["lower"] + named["upper"]) / 2)
 
 
-def _is_composite(func: Any) -> bool:
+def is_composite(func: Any) -> bool:
     """Whether an operator is defined by other operators, which are the ones to record."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return bool(has(func.name(), "CompositeImplicitAutograd"))
