@@ -18,12 +18,20 @@ from torch import Tensor, nn
 
 from ._eager import eagerly
 from ._fingerprint import fingerprints
-from ._graph import BatchInt, Graph, Node, ValueId, resolve, walk
+from ._graph import BatchInt, Graph, Node, resolve
 from ._pair import pair, refuse_mixing
 from ._probe import probe_rows
 from ._recorder import NotCapturable, Recorder, Recording
 
-__all__ = ["Capture", "NotCapturable", "capture", "reachable_modules", "record", "refuse_training"]
+__all__ = [
+    "Capture",
+    "NotCapturable",
+    "capture",
+    "graph_of",
+    "reachable_modules",
+    "record",
+    "refuse_training",
+]
 
 _FEW, _MANY = 2, 3  # rows of the two recordings
 
@@ -88,11 +96,20 @@ def capture(
 
     few = recorded(0, _FEW)
     many = recorded(_FEW, _MANY)
-    graph = pair(few, many, (_FEW, _MANY))
-    graph = _fold_constants(graph, few)
-    refuse_mixing(graph)
+    graph = graph_of(few, many, (_FEW, _MANY))
     leaves = tuple(few.leaves.values())
     return Capture(graph, leaves, current_state(forward, leaves))
+
+
+def graph_of(few: Recording, many: Recording, rows: tuple[int, int]) -> Graph:
+    """The function that two recordings with so many rows show, constants folded.
+
+    Raises:
+        NotCapturable: where they are not one function, or where it mixes the rows of a batch.
+    """
+    graph = _fold_constants(pair(few, many, rows), few)
+    refuse_mixing(graph)
+    return graph
 
 
 def record(
@@ -216,4 +233,4 @@ def _fold_constants(graph: Graph, recorded: Recording) -> Graph:
 
 def _grows(graph: Graph, node: Node) -> bool:
     sizes = (s for v in node.outputs if v >= 0 for s in graph.shapes[v])
-    return any(isinstance(a, BatchInt) for a in (*sizes, *walk((node.args, node.kwargs))))
+    return node.grows or any(isinstance(size, BatchInt) for size in sizes)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from ._outcome import difference, tolerance
+from ._outcome import difference, distances, tolerance
 
-__all__ = ["LOOSE", "Noise", "Stale", "checked_windows"]
+__all__ = ["LOOSE", "Noise", "Stale", "checked_windows", "rounding_of"]
 
 # How much farther from the forward function than on checked windows the graph may be on the
-# untouched input.
+# untouched input. What 16 bits leave is coarse as it is.
 LOOSE = 100.0
+_LOOSE_OF = {torch.float16: 1.0, torch.bfloat16: 1.0}
+# The same, in units of what rounding the inputs does to the outcome, and how often that is tried.
+_ROUNDINGS, _TRIES = 30.0, 3
 
 
 class Stale(Exception):
@@ -20,10 +25,25 @@ class Stale(Exception):
 
 
 class Noise:
-    """Compares the graph's outcome for the untouched input with the forward function's."""
+    """Compares the graph's outcome for the untouched input with the forward function's.
 
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
+    Each outcome of the map is held to its own size: a large output says nothing of a small one.
+    Where that is not enough, as for an outcome near zero, it is held to what rounding does to it.
+
+    Args:
+        output: the forward function's output for the untouched inputs.
+        select: from rows of the output and their images to the outcomes that the map shows.
+        rounding: how far rounding moves each outcome, of the output's outcomes' shape; called where
+            it is needed.
+    """
+
+    def __init__(
+        self,
+        output: Tensor,
+        select: Callable[[Tensor, slice], Tensor],
+        rounding: Callable[[], Tensor],
+    ) -> None:
+        self.output, self._select, self._rounding = output, select, rounding
         self.error = 0.0
 
     def see(self, images: slice, output: Tensor) -> None:
@@ -31,14 +51,45 @@ class Noise:
         expected = self.output[images]
         if output.shape != expected.shape or output.dtype != expected.dtype:
             raise Stale("the graph's output has another shape or type than the forward's")
-        error = difference(output, expected)
-        allowed = tolerance(expected) * LOOSE
-        if not error <= allowed:
+        ours, theirs = self._select(output, images), self._select(expected, images)
+        off = distances(ours, theirs)
+        allowed = theirs.double().abs().nan_to_num(0.0, 0.0, 0.0) * (
+            tolerance(torch.ones_like(theirs)) * _LOOSE_OF.get(theirs.dtype, LOOSE)
+        )
+        if not bool((off <= allowed).all()):
+            moved = self._rounding()[images].reshape(off.shape)
+            allowed = allowed.maximum(moved * _ROUNDINGS)
+        beyond = off - allowed
+        if not bool((beyond <= 0).all()):
+            worst = beyond.argmax()
             raise Stale(
-                f"the captured graph gives an outcome that differs by {error:.3g} from the "
-                f"forward function's (allowed: {allowed:.3g})"
+                f"the captured graph gives an outcome that differs by {off.flatten()[worst]:.3g} "
+                f"from the forward function's (allowed: {allowed.flatten()[worst]:.3g})"
             )
-        self.error = max(self.error, error)
+        self.error = max(self.error, difference(ours, theirs))
+
+
+def rounding_of(
+    forward: Callable[[tuple[Tensor, ...]], Tensor], inputs: tuple[Tensor, ...], outcome: Tensor
+) -> Tensor:
+    """How far rounding its inputs moves each outcome: the largest of a few tries, float64.
+
+    Args:
+        forward: from inputs to outcomes.
+        inputs: the untouched inputs.
+        outcome: their outcomes.
+    """
+    most = torch.zeros(outcome.shape, dtype=torch.float64, device=outcome.device)
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(_TRIES):
+        moved = []
+        for tensor in inputs:
+            if tensor.is_floating_point():
+                up = torch.randint(0, 2, tensor.shape, generator=noise).to(tensor.device) * 2 - 1
+                tensor = tensor + tensor * up * torch.finfo(tensor.dtype).eps
+            moved.append(tensor)
+        most = most.maximum(distances(forward(tuple(moved)), outcome))
+    return most
 
 
 def checked_windows(counts: tuple[int, ...]) -> list[int]:

@@ -63,6 +63,12 @@ class Compiled:
         """A digest of the captured graph and its weights."""
         return self.capture.graph.digest()
 
+    @cached_property
+    def reads(self) -> tuple[bool, ...]:
+        """For each batched argument, whether the outcome depends on it."""
+        read = {v for node in self.graph.nodes for v in node.operands()} | {self.graph.output}
+        return tuple(value in read for value in self.graph.inputs)
+
     def plan(
         self,
         call: Call,
@@ -130,24 +136,34 @@ def window_axes(grid: WindowGrid) -> tuple[int, ...]:
 
 
 def signature(call: Call) -> tuple[Any, ...]:
-    """What of a call a capture depends on: kinds and shapes of tensors, values of the rest."""
-    parts: list[Any] = []
-    for argument, batched in zip(call.arguments, call.batched, strict=True):
-        if isinstance(argument, Tensor) and batched:
-            parts.append((tuple(argument.shape[1:]), argument.dtype, argument.device))
-        elif isinstance(argument, Tensor):
-            parts.append(id(argument))
-        else:
-            parts.append((type(argument), _hashable(argument)))
-    return tuple(parts)
+    """What of a call a capture depends on: kinds and shapes of tensors, values of the rest.
+
+    It holds none of the arguments. That two objects have one hash, one after another, does no harm:
+    what a graph was made from is compared at every call.
+    """
+    return tuple(
+        (tuple(argument.shape[1:]), argument.dtype, argument.device)
+        if isinstance(argument, Tensor) and batched
+        else _name(argument)
+        for argument, batched in zip(call.arguments, call.batched, strict=True)
+    )
 
 
-def _hashable(argument: Any) -> Any:
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def _name(argument: Any) -> Any:
+    """A value that tells an argument from others, and keeps nothing of it alive."""
+    if type(argument) in _PLAIN:
+        return type(argument), argument
+    if isinstance(argument, (tuple, list)):
+        return type(argument), tuple(map(_name, argument))
+    if isinstance(argument, dict):
+        return type(argument), tuple((_name(k), _name(v)) for k, v in argument.items())
     try:
-        hash(argument)
+        return type(argument), hash(argument)
     except TypeError:
-        return repr(argument)
-    return argument
+        return type(argument), id(argument)
 
 
 class CompileCache:
@@ -158,9 +174,7 @@ class CompileCache:
     """
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[Any, ...], tuple[Compiled, tuple[Any, ...]]] = (
-            OrderedDict()
-        )
+        self._entries: OrderedDict[tuple[Any, ...], Compiled] = OrderedDict()
         self._refusals: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {}
 
     def knows(self, key: tuple[Any, ...]) -> bool:
@@ -180,7 +194,7 @@ class CompileCache:
         """
         key = signature(call)
         if not renew and key in self._entries:
-            compiled, _ = self._entries[key]
+            compiled = self._entries[key]
             if compiled.capture.is_current(forward):
                 self._entries.move_to_end(key)
                 return compiled
@@ -193,8 +207,7 @@ class CompileCache:
         except NotCapturable as refusal:
             self._refusals[key] = (str(refusal), current_state(forward, ()))
             raise
-        held = tuple(a for a in call.extra if isinstance(a, Tensor))  # so that no id is used twice
-        self._entries[key] = (compiled, held)
+        self._entries[key] = compiled
         while len(self._entries) > _KEPT:
             self._entries.popitem(last=False)
         return compiled

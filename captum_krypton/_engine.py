@@ -16,7 +16,7 @@ from torch import Tensor
 from ._approximate import Approximate, Approximation, Windows, approximate, growing
 from ._arguments import Call, Predicted
 from ._capture import Capture
-from ._check import Noise, Stale, checked_windows
+from ._check import Noise, Stale, checked_windows, rounding_of
 from ._compile import CompileCache, Compiled, default_memory_budget, signature
 from ._execute import Execution
 from ._group import RunStatistics
@@ -28,6 +28,7 @@ from ._plan import Plan
 from ._progress import progress
 from ._recorder import NotCapturable
 from ._watch import watched
+from ._windows import WindowGrid
 
 __all__ = ["Engine", "Fallback"]
 
@@ -142,6 +143,9 @@ class Engine:
         _refuse(call)
         call = call.detached()
         work = self._untouched(call, approximation)
+        if not work.compiled.reads[0]:
+            yield _unread(call, call.grids[0], work.reference, work.target, 0.0)
+            return
 
         def begun(work: _Work) -> tuple[Capture, OcclusionMap, Iterator[OcclusionMap]]:
             stages = self._stages(call, work, approximation, started)
@@ -202,7 +206,8 @@ class Engine:
         compiled = self._compiled(call)
         approximation.check_model(compiled)
         threshold = approximation.threshold
-        return tuple(self._plan(compiled, call, i, threshold) for i in range(len(call.inputs)))
+        read = [i for i in range(len(call.inputs)) if compiled.reads[i]]
+        return tuple(self._plan(compiled, call, i, threshold) for i in read)
 
     def digest(self, call: Call) -> str:
         """A digest of the graph that is captured for a call."""
@@ -263,17 +268,25 @@ class Engine:
     ) -> tuple[OcclusionMap, ...]:
         ran.clear()  # of a run that was given up
         compiled, reference = work.compiled, work.reference
-        plans = [
-            self._plan(compiled, call, i, approximation.threshold) for i in range(len(call.inputs))
-        ]
-        windows = sum(plan.grid.total for plan in plans)
+        plans = {
+            i: self._plan(compiled, call, i, approximation.threshold)
+            for i in range(len(call.inputs))
+            if compiled.reads[i]
+        }
+        windows = sum(plan.grid.total for plan in plans.values())
         maps = []
         setup = time.perf_counter() - started
         with progress(call, show_progress, windows) as advance:
-            for position, plan in enumerate(plans):
+            for position, grid in enumerate(call.grids):
                 began = time.perf_counter() - setup
-                noise = Noise(work.output)
-                checking = self._to_check(compiled, position, plan)
+                if position not in plans:
+                    seconds = time.perf_counter() - began
+                    maps.append(_unread(call, grid, reference, work.target, seconds))
+                    setup = 0.0
+                    continue
+                plan = plans[position]
+                noise = self._noise(call, work)
+                checking = self._to_check(call, compiled, position)
                 estimated: float | None = 1.0 if approximation.exact else None
                 asked = (call, work, position, noise, timed)
                 execution = self._execution(plan, *asked)
@@ -293,7 +306,7 @@ class Engine:
                     exact, estimated = int(made.exact.sum()), _estimated(made, plan)
                 _wait(scores)
                 check = time.perf_counter()
-                error = self._check(call, work, position, plan, checking, ours, noise)
+                error = self._check(call, work, position, checking, ours, noise)
                 now = time.perf_counter()
                 report = replace(
                     self._report(call, position, plan, execution.statistics),
@@ -315,7 +328,7 @@ class Engine:
         self, call: Call, work: _Work, approximation: Approximation, started: float
     ) -> Generator[OcclusionMap, None, None]:
         """Ever better maps of the one image of a call."""
-        compiled, noise = work.compiled, Noise(work.output)
+        compiled, noise = work.compiled, self._noise(call, work)
         plan = self._plan(compiled, call, 0, approximation.threshold)
         unbounded = self._plan(compiled, call, 0, 1.0)
         executions = {
@@ -323,17 +336,14 @@ class Engine:
             for p in (plan, unbounded)
         }
         windows = Windows(executions, slice(0, 1), lambda rows: None)
-        setup, checking, error = (
-            time.perf_counter() - started,
-            self._to_check(compiled, 0, plan),
-            0.0,
-        )
+        setup, error = time.perf_counter() - started, 0.0
+        checking = self._to_check(call, compiled, 0)
         if checking:
             check = time.perf_counter()
             selected = np.zeros((1, plan.grid.total), bool)
             selected[:, checking] = True
             ours = windows.run(selected, 1.0)[:, checking]
-            error = self._check(call, work, 0, plan, checking, ours, noise)
+            error = self._check(call, work, 0, checking, ours, noise)
             windows.runs.clear()
             setup += time.perf_counter() - check
         statistics = executions[plan.threshold].statistics
@@ -400,9 +410,32 @@ class Engine:
             execution.statistics.wait = torch.cuda.synchronize
         return execution
 
-    def _to_check(self, compiled: Compiled, position: int, plan: Plan) -> list[int]:
-        """The windows to run through the forward function too, on the first use of a plan."""
-        if not self.self_check or (position, plan.grid) in compiled.checked:
+    def _noise(self, call: Call, work: _Work) -> Noise:
+        """What compares the graph's outcome for the untouched inputs with the forward's."""
+
+        def select(rows: Tensor, images: slice) -> Tensor:
+            numbers = torch.arange(images.start, images.stop, device=rows.device)
+            return _select_targets(rows, row_target(work.target, numbers))
+
+        def outcome(inputs: tuple[Tensor, ...]) -> Tensor:
+            output = _run_forward(self.forward, inputs, None, call.extra or None)
+            return select(output.detach(), slice(0, call.examples))
+
+        return Noise(
+            work.output, select, lambda: rounding_of(outcome, call.inputs, outcome(call.inputs))
+        )
+
+    def _to_check(
+        self, call: Call, compiled: Compiled, position: int
+    ) -> list[int]:
+        """The windows to run through the forward function too, on the first use of a plan.
+
+        Windows are checked where they are exact: by the plan without a threshold.
+        """
+        if not self.self_check:
+            return []
+        plan = self._plan(compiled, call, position, 1.0)
+        if (position, plan.layout) in compiled.checked:
             return []
         return checked_windows(plan.grid.counts)
 
@@ -411,7 +444,6 @@ class Engine:
         call: Call,
         work: _Work,
         position: int,
-        plan: Plan,
         windows: list[int],
         scores: Tensor,
         noise: Noise,
@@ -437,8 +469,28 @@ class Engine:
                 f"the first map differs from the forward function by {error:.3g} at windows "
                 f"{windows} (allowed: {allowed:.3g})"
             )
-        work.compiled.checked.add((position, plan.grid))
+        plan = self._plan(work.compiled, call, position, 1.0)
+        work.compiled.checked.add((position, plan.layout))
         return error
+
+
+def _unread(
+    call: Call, grid: WindowGrid, reference: Tensor, target: Any, seconds: float
+) -> OcclusionMap:
+    """The map of an input that the outcome does not depend on: no window changes anything."""
+    rows = reference[:, None].expand(-1, grid.total, *reference.shape[1:]).clone()
+    report = Report(
+        "incremental",
+        ("the outcome does not depend on this input",),
+        grid.total,
+        0,
+        0,
+        0,
+        seconds,
+        windows_exact=grid.total * call.examples,
+        estimated_ssim=1.0,
+    )
+    return map_of(grid, rows, reference, target, report)
 
 
 def _approximated(

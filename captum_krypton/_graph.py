@@ -122,6 +122,11 @@ class Node:
         map_arguments((self.args, self.kwargs), lambda value: found.append(value.id))
         return found
 
+    @property
+    def grows(self) -> bool:
+        """Whether an argument grows with the batch."""
+        return any(isinstance(a, BatchInt) for a in walk((self.args, self.kwargs)))
+
     def bound(self) -> dict[str, Any]:
         """Arguments by the names of the operator's schema, defaults filled in."""
         schema = self.op._schema  # type: ignore[attr-defined]

@@ -24,17 +24,15 @@ from captum._utils.common import (
 from torch import Tensor
 
 from ._arguments import Call
-from ._capture import record, refuse_training
+from ._capture import graph_of, record, refuse_training
 from ._check import LOOSE
 from ._heatmap import OcclusionMap, Report, map_of
 from ._outcome import difference, resolve_target, tolerance
-from ._pair import pair, refuse_mixing
 from ._progress import progress
 from ._recorder import NotCapturable, Recording
 
 __all__ = [
     "FewWindows",
-    "devices_of",
     "naive_maps",
     "naive_scores",
     "occluded_inputs",
@@ -342,7 +340,7 @@ class _Questioned:
             return self._forward(*arguments)
         self._asked = True
         several = record(self._forward, arguments, self._call.batched)
-        refuse_mixing(pair(self._untouched, several, (self._call.examples, rows)))
+        graph_of(self._untouched, several, (self._call.examples, rows))
         return several.result
 
 
@@ -385,9 +383,3 @@ class _Spent:
 
 def _on_gpu(call: Call) -> bool:
     return call.inputs[0].is_cuda
-
-
-def devices_of(call: Call) -> list[int]:
-    """The GPUs that the inputs lie on, by number."""
-    return sorted({t.device.index for t in call.inputs if t.is_cuda})
-

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._arguments import Predicted
 
-__all__ = ["difference", "resolve_target", "row_target", "tolerance"]
+__all__ = ["difference", "distances", "resolve_target", "row_target", "tolerance"]
 
 # How far two computations of one outcome may be apart, relative to the largest outcome.
 _TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -49,11 +49,14 @@ def tolerance(*outcomes: Tensor) -> float:
 
 def difference(a: Tensor, b: Tensor) -> float:
     """The largest difference; infinite where one is finite and the other is not."""
-    if a.numel() == 0:
-        return 0.0
+    return float(distances(a, b).max()) if a.numel() else 0.0
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """How far apart two tensors are, cell by cell, float64; see `difference`."""
     a, b = a.double(), b.double()
     gap = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-    return float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max())
+    return gap.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _largest(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._analyse import Analysis, multiply_accumulates
-from ._graph import Node, ValueId
+from ._graph import Node, ValueId, resolve
 from ._operators import Algorithm, Boxes, Kind, Means, PatchRule, Rule
 from ._rates import Rates
 from ._regions import Box, Reach, align, exact, same_boxes
@@ -106,6 +106,16 @@ class Plan:
         """Whether any operator works on patches."""
         return any(rule is not None and not rule.is_global for rule in self.analysis.rules)
 
+    @cached_property
+    def layout(self) -> tuple[object, ...]:
+        """What tells how two plans of one input and graph run from each other."""
+        groups = (
+            (g.segments, tuple(sorted((v, a.value) for v, a in g.algorithms.items())))
+            for g in self.groups
+        )
+        segments = tuple((tuple((s.start, s.stop) for s in cut), used) for cut, used in groups)
+        return self.grid, self.images, self.batch_size, self.tail, self.threshold, segments
+
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why no operator works on patches, where none does."""
@@ -180,7 +190,8 @@ def node_costs(analysis: Analysis, rates: Rates) -> tuple[NodeCost, ...]:
         rate = rates.linear
         if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
             inner = graph.size(node.operands()[1], 1)[1]
-            rate = rates.of_torch_convolution(node.bound()["groups"], inner)
+            groups = resolve(node.bound()["groups"], graph.constants.__getitem__, 1)
+            rate = rates.of_torch_convolution(groups, inner)
         costs.append(NodeCost(macs, elements, macs * rate + elements * rates.element))
     return tuple(costs)
 

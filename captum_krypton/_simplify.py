@@ -46,7 +46,7 @@ def simplified(graph: Graph) -> Graph:
     _scale_by_batch_norms(graph)
     graph = graph.dead_code_eliminated()  # such as the views of a restored layer: they read too
     _select_early(graph)
-    _pack_attention(graph)
+    _pack_operands(graph)
     graph = as_convolutions(graph).dead_code_eliminated()
     for i, node in enumerate(graph.nodes):
         if node.name in _VIEWS:
@@ -251,15 +251,36 @@ def _of_selected(graph: Graph, node: Node, dim: int, index: int) -> list[Node] |
     return [*made, Node(node.op, args, kwargs, outputs, node.several)]
 
 
-def _pack_attention(graph: Graph) -> None:
-    """Gives fused attention packed operands.
+# Operators that read memory as it lies: the recorded call had packed operands where they matter.
+# Group norm is here since PyTorch's loses digits where channels are last.
+_READS_MEMORY = (
+    "_scaled_dot_product_",
+    "_transformer_encoder_layer_fwd",
+    "_native_multi_head_attention",
+    "_flash_attention",
+    "_efficient_attention",
+    "mkldnn_rnn_layer",
+    "_cudnn_rnn",
+    "miopen_rnn",
+    "native_group_norm",
+)
 
-    PyTorch chooses the kernel by its operands' strides, and the kernel relies on them. Patches and
-    volumes may have others than the recorded call's.
+
+def _reads_memory(node: Node) -> bool:
+    """Whether an operator may rely on the strides of its operands; one of others may."""
+    space, _, name = node.name.partition(".")
+    return space not in ("aten", "captum_krypton") or name.startswith(_READS_MEMORY)
+
+
+def _pack_operands(graph: Graph) -> None:
+    """Gives operators that rely on their operands' memory packed ones.
+
+    Patches and volumes may have other strides than the recorded call's, and copies that packed them
+    are gone.
     """
     for i in reversed(range(len(graph.nodes))):
         node = graph.nodes[i]
-        if not node.name.startswith("aten._scaled_dot_product_"):
+        if not _reads_memory(node):
             continue
         packed: list[Node] = []
 

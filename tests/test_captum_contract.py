@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.utils import parametrizations
 
-from captum_krypton import KryptonFallbackWarning, KryptonOcclusion, _capture
+from captum_krypton import KryptonFallbackWarning, KryptonOcclusion
 
 WINDOWS: dict[str, Any] = {"sliding_window_shapes": (3, 3, 3), "strides": (3, 2, 2)}
 QUESTION: dict[str, Any] = {**WINDOWS, "baselines": 0.25, "target": 1}
@@ -627,28 +627,6 @@ def test_changes_to_the_model_are_noticed(
         assert not torch.allclose(before, expected, rtol=1e-3, atol=1e-4)
     assert_same(explainer.attribute(images, **question), expected)
     assert_same(explainer.heatmap(images, **question).attribution(), expected)
-
-
-@pytest.mark.parametrize("numbers", [1, 7, 8, 9, 4096, 4097])
-@pytest.mark.parametrize(("before", "after"), [(0, 255), (1, 2), (255, 0)])
-def test_a_change_of_any_byte_is_noticed(numbers: int, before: int, after: int) -> None:
-    """The content of small and large tensors, of whole words and what is left."""
-    large = torch.full((numbers * 8,), before, dtype=torch.uint8)
-    tensors = (large, torch.full((numbers,), before, dtype=torch.uint8), torch.zeros(0))
-    untouched = tuple(_capture._fingerprints(tensors))
-    for tensor in tensors[:2]:
-        for places in (0, len(tensor) // 2, -1, slice(None)):
-            tensor[places] = after
-            assert tuple(_capture._fingerprints(tensors)) != untouched
-            tensor[places] = before
-    assert tuple(_capture._fingerprints(tensors)) == untouched
-
-
-def test_words_that_change_places_are_noticed() -> None:
-    words = torch.arange(64)
-    before = tuple(_capture._fingerprints((words,)))
-    words[[3, 40]] = words[[40, 3]]
-    assert tuple(_capture._fingerprints((words,))) != before
 
 
 def test_a_weight_norm_that_changes_is_noticed(network: Network, images: Tensor) -> None:

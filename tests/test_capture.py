@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from networks import networks
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _capture
+from captum_krypton import KryptonOcclusion
 from captum_krypton._capture import NotCapturable, capture
+from captum_krypton._eager import eagerly
 from captum_krypton._graph import BatchInt, Graph
 from captum_krypton._interpret import prepare_constants, run_graph
 from captum_krypton._simplify import simplified
@@ -249,7 +250,7 @@ def test_threads_leave_compiled_code_as_they_found_it() -> None:
     begun, begin = threading.Barrier(2), threading.Event()
 
     def record(first: bool) -> None:
-        with _capture._eagerly:
+        with eagerly:
             begun.wait()
             assert eval_frame._stance.stance == "force_eager"
             if not first:  # the one who came last leaves last

@@ -91,6 +91,10 @@ def _register(names: str, *builders: Builder) -> None:
 
 
 _register("view _unsafe_view reshape _reshape_alias squeeze unsqueeze", _shape.reshape)
+# Operators of which an argument may grow with the batch: it is a size.
+_TAKES_SIZES = {
+    f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "expand")
+}
 _register("split split_with_sizes chunk unbind", _shape.pick)
 _register("native_batch_norm cudnn_batch_norm miopen_batch_norm", _pointwise.batch_norm)
 _register("_native_batch_norm_legit_no_training _batch_norm_no_update", _pointwise.batch_norm)
@@ -112,6 +116,8 @@ def rule_for(node: Node, view: View) -> Rule | None:
     """
     if any(0 in view.shape(v) for v in (*node.operands(), *node.results)):
         return None
+    if node.name not in _TAKES_SIZES and node.grows:
+        return None  # such as a convolution with a group for each row of the batch
     if any(view.kinds[v] is Kind.FULL for v in node.operands()):
         return _pointwise.pointwise(node, view)
     builders = _BUILDERS.get(node.name, ())
