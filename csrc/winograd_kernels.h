@@ -2,6 +2,7 @@
 #pragma once
 
 #include "convolve.h"
+#include "tile_kernels.h"
 #include "vector_kernels.h"
 
 namespace captum_krypton {
@@ -169,9 +170,10 @@ KRYPTON_INLINE void for_outputs(int outputs, const Work& work) {
   }
 }
 
-// The two directions of a transform.
+// The two directions of a transform. The squares of an input's numbers are added up on the way.
 template <int Taps>
 struct Input {
+  static constexpr bool kMeasured = true;
   static constexpr int made(int outputs) { return points<Taps>(outputs); }
   template <int Outputs>
   static KRYPTON_INLINE void apply(const Vector* from, Vector* to) {
@@ -181,6 +183,7 @@ struct Input {
 
 template <int Taps>
 struct Inverse {
+  static constexpr bool kMeasured = false;
   static constexpr int made(int outputs) { return results(outputs); }
   template <int Outputs>
   static KRYPTON_INLINE void apply(const Vector* from, Vector* to) {
@@ -195,6 +198,7 @@ struct TransformRows {
   int columns;
   int64_t channel;
   Vector (&half)[kMostPoints][kMostPoints];
+  Vector& squares;
 
   template <int Outputs>
   KRYPTON_INLINE void run() const {
@@ -202,6 +206,13 @@ struct TransformRows {
       Vector read[kMostPoints], made[kMostPoints];
       for (int i = 0; i < points<Taps>(Outputs); ++i) {
         read[i] = load<Vector>(from[i * Pitch + j] + channel);
+      }
+      if (Direction::kMeasured) {  // by columns: one sum would wait for itself
+        Vector own = read[0] * read[0];
+        for (int i = 1; i < points<Taps>(Outputs); ++i) {
+          own += read[i] * read[i];
+        }
+        squares += own;
       }
       Direction::template apply<Outputs>(read, made);
       for (int i = 0; i < Direction::made(Outputs); ++i) {
@@ -230,15 +241,17 @@ struct TransformColumns {
   }
 };
 
-// Both axes of one vector of channels: rows x columns numbers from `from`.
+// Both axes of one vector of channels: rows x columns numbers from `from`. Gives the sums of their
+// squares, of an input.
 template <int Taps, typename Direction, int Pitch, typename Put>
-KRYPTON_INLINE void transform(int height, int width, const float* const* from, int64_t channel,
-                              const Put& put) {
+KRYPTON_INLINE Vector transform(int height, int width, const float* const* from, int64_t channel,
+                                const Put& put) {
   constexpr int most = group_outputs(Taps);
-  Vector half[kMostPoints][kMostPoints];
-  for_outputs<most>(
-      height, TransformRows<Taps, Direction, Pitch>{from, points<Taps>(width), channel, half});
+  Vector half[kMostPoints][kMostPoints], squares{};
+  for_outputs<most>(height, TransformRows<Taps, Direction, Pitch>{from, points<Taps>(width),
+                                                                  channel, half, squares});
   for_outputs<most>(width, TransformColumns<Direction, Put>{half, Direction::made(height), put});
+  return squares;
 }
 
 struct PutPoint {
@@ -275,7 +288,8 @@ class Winograd {
         out_plane_(count_ * padded_ + 16),
         cells_(scratch),
         products_(cells_ + winograd_points(conv.kernel) * plane_),
-        slots_(reinterpret_cast<int32_t*>(products_ + winograd_points(conv.kernel) * out_plane_)) {}
+        slots_(reinterpret_cast<int32_t*>(products_ + winograd_points(conv.kernel) * out_plane_)),
+        beyond_(slots_ + kMostOutputs * kMostOutputs * count_) {}
 
   void run() {
     assign_slots();
@@ -284,7 +298,17 @@ class Winograd {
     }
     multiply();
     for (int64_t tile = 0; tile < count_; ++tile) {
-      output(tile);
+      if (!beyond_[tile]) {
+        output(tile);
+      }
+    }
+    // Weights of so many output channels stay in the caches for all tiles.
+    for (int64_t k = 0; any_beyond_ && k < conv_.out.channels; k += kPanel) {
+      for (int64_t tile = 0; tile < count_; ++tile) {
+        if (beyond_[tile]) {
+          direct(tile, k, least(k + kPanel, conv_.out.channels));
+        }
+      }
     }
   }
 
@@ -349,16 +373,49 @@ class Winograd {
     float* to[kMostPoints * kMostPoints];
     addresses(number, cells_, plane_, depth_, to);
     int64_t at = 0;
+    Vector level{};
     for (int64_t i = 0; i < groups(0); ++i) {
       for (int64_t j = 0; j < groups(1); ++j) {
         const float* const* const group = cells + Taps * (i * kMostCells + j);
         for (int64_t c = 0; c < channels_; c += kLanes) {
           const int64_t channel = least(c, channels_ - kLanes);  // the last ones twice
-          transform<Taps, Input<Taps>, kMostCells>(height, width, group, channel,
-                                                   PutPoint{to, at + channel});
+          const Vector squares = transform<Taps, Input<Taps>, kMostCells>(
+              height, width, group, channel, PutPoint{to, at + channel});
+          level += squares * load<Vector>(conv_.range->energy + channel);
         }
         at += channels_;
       }
+    }
+    const int64_t read = groups(0) * groups(1) * points<Taps>(height) * points<Taps>(width);
+    const float limit = conv_.range->limit[conv_.source.image[tile.window]];
+    const float sum = total(level);  // not finite where a number is not: then below nothing
+    beyond_[number] = !(sum <= limit * read && sum < __builtin_inff());
+    any_beyond_ = any_beyond_ || beyond_[number];
+  }
+
+  // Output channels of a tile, by definition.
+  void direct(int64_t number, int64_t begin, int64_t end) {
+    const Tile& tile = tiles_[number];
+    const View view_of = view(conv_.source, tile.window);
+    const float* cells[kMostCells * kMostCells];
+    for (int64_t i = 0; i < tile.height + conv_.kernel[0] - 1; ++i) {
+      const Row row = view_of.row(tile.row + i);
+      for (int64_t j = 0; j < tile.width + conv_.kernel[1] - 1; ++j) {
+        cells[i * kMostCells + j] = row.at(tile.column + j);
+      }
+    }
+    const float* residual[kMostOutputs * kMostOutputs];
+    const Finish finish = finish_of(tile, residual);
+    for (int i = 0; i < tile.height; ++i) {
+      const DirectRow row{conv_,
+                          cells + i * kMostCells,
+                          kMostCells,
+                          begin,
+                          end,
+                          finish,
+                          i * kMostOutputs,
+                          first_output(tile) + i * conv_.out.width * conv_.out.channels};
+      for_outputs<kMostOutputs>(tile.width, row);
     }
   }
 
@@ -381,10 +438,8 @@ class Winograd {
     }
   }
 
-  void output(int64_t number) {
-    const Tile& tile = tiles_[number];
-    const int height = outputs(tile, 0), width = outputs(tile, 1);
-    const float* residual[kMostOutputs * kMostOutputs];
+  // What is done to the tile's outputs; `residual` is room for what is added to them.
+  Finish finish_of(const Tile& tile, const float* (&residual)[kMostOutputs * kMostOutputs]) const {
     if (conv_.residual) {
       const View cells = view(*conv_.residual, tile.window);
       for (int i = 0; i < tile.height; ++i) {
@@ -394,13 +449,25 @@ class Winograd {
         }
       }
     }
+    return {conv_.bias, conv_.residual ? residual : nullptr, conv_.low, conv_.high,
+            conv_.activation};
+  }
+
+  float* first_output(const Tile& tile) const {
     const Output& out = conv_.out;
-    const Finish finish{conv_.bias, conv_.residual ? residual : nullptr, conv_.low, conv_.high,
-                        conv_.activation};
+    return out.data +
+           ((tile.window * out.height + tile.row) * out.width + tile.column) * out.channels;
+  }
+
+  void output(int64_t number) {
+    const Tile& tile = tiles_[number];
+    const int height = outputs(tile, 0), width = outputs(tile, 1);
+    const float* residual[kMostOutputs * kMostOutputs];
+    const Finish finish = finish_of(tile, residual);
+    const Output& out = conv_.out;
     const float* from[kMostPoints * kMostPoints];
     addresses<const float*>(number, products_, out_plane_, padded_, from);
-    float* const to =
-        out.data + ((tile.window * out.height + tile.row) * out.width + tile.column) * out.channels;
+    float* const to = first_output(tile);
     for (int64_t c = 0; c < out.channels; c += kLanes) {
       const int64_t channel = least(c, out.channels - kLanes);  // the last ones twice
       transform<Taps, Inverse<Taps>, kMostPoints>(
@@ -415,6 +482,8 @@ class Winograd {
   float* cells_;
   float* products_;
   int32_t* slots_;
+  int32_t* beyond_;  // whether a tile is out of range
+  bool any_beyond_ = false;
   int32_t used_[kMostOutputs][kMostOutputs];
 };
 

@@ -11,7 +11,7 @@ import pytest
 
 from captum_krypton._ops import panel_size
 
-TESTS = ("test_convolve.py", "test_pool.py", "test_join.py", "test_accuracy.py")
+TESTS = ("test_convolve.py", "test_range.py", "test_pool.py", "test_join.py", "test_accuracy.py")
 # What PyTorch and oneDNN call what the kernels call so, and output channels in a panel there.
 OTHERS = {"avx2": ("avx2", "AVX2", 16), "portable": ("default", "SSE41", 8)}
 
