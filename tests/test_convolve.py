@@ -390,12 +390,15 @@ def test_winograds_error_is_a_small_multiple_of_a_loops(
     size: int, kernel: tuple[int, int]
 ) -> None:
     """A sum that is made term by term is a yardstick that no library's choice of code moves."""
-    assert Sums.of(kernel).error(True, size) <= (3 if kernel == (3, 3) else 4)
+    assert Sums.of(kernel).error(True, size) <= (3 if size == 1 else 2)  # one: a few numbers only
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 7), (7, 1), (4, 1), (5, 5)])
-def test_a_direct_convolutions_error_is_at_most_a_loops(kernel: tuple[int, int]) -> None:
-    assert Sums.of(kernel).error(False, 24) <= 1.05
+def test_a_direct_convolutions_error_is_half_of_a_loops(kernel: tuple[int, int]) -> None:
+    """Long sums are made of short ones."""
+    if panel_size() == 0:
+        pytest.skip("needs the compiled kernels")
+    assert Sums.of(kernel).error(False, 24) <= 0.5
 
 
 @pytest.mark.parametrize("activation", FORMULAS)

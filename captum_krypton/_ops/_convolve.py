@@ -193,8 +193,8 @@ def winograd_limit(base: Tensor, energy: Tensor) -> Tensor:
     """Up to which level Winograd's algorithm computes a tile, (N,): see `Range` in csrc/convolve.h.
 
     All outputs of a tile have an error in proportion to the root of the tile's level. Where all
-    cells are alike, that is Winograd's ordinary error, about 8e-7 of an output. A tile that is
-    `_ABOVE_TYPICAL` times louder than the image's typical cell leaves an error of 3e-5 of a typical
+    cells are alike, that is Winograd's ordinary error, about 5e-7 of an output. A tile that is
+    `_ABOVE_TYPICAL` times louder than the image's typical cell leaves an error of 2e-5 of a typical
     output in those that read none of its loud cells, and `_ABOVE_QUIET` bounds the error of the
     quieter ones in the same way. Cells of zeros are no measure, nor is what is not finite.
 
