@@ -93,6 +93,18 @@ struct Tile {
 enum class Activation : int64_t { kNone, kGelu, kSilu, kHardswish };
 constexpr int64_t kActivations = 4;
 
+// Where Winograd's algorithm is exact enough. It adds up all numbers of a tile before it takes
+// apart what belongs to each output, so every output has an error in proportion to the largest of
+// them, whether it reads that one or not. A tile's level is the mean over its cells of the sum of
+// the squares of their channels, each times the channel's energy: the mean square that outputs of
+// such cells have. A tile above its image's limit, or with a number that is not finite, is
+// convolved directly.
+struct Range {
+  const float* energy;  // of the input channels: squares of their weights, mean over outputs
+  const float* limit;   // of a tile's level, by image
+  const float* weight;  // (output channels, taps, channels), for a direct convolution
+};
+
 struct Convolution {
   Source source;
   const Source* residual;  // added to the output; none: null
@@ -102,8 +114,9 @@ struct Convolution {
   float high;
   Activation activation;
   Output out;
-  const Tile* tiles;  // of all windows; none: null
-  int64_t groups;     // of channels
+  const Tile* tiles;   // of all windows; none: null
+  const Range* range;  // of Winograd's algorithm; none: null
+  int64_t groups;      // of channels
   int64_t kernel[2];
   int64_t stride[2];
   int64_t dilation[2];
@@ -161,7 +174,7 @@ constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) 
 constexpr int64_t winograd_scratch(int64_t points, int64_t tiles, int64_t depth,
                                    int64_t out_channels, int64_t panel) {
   return points * (tiles * (depth + round_up(out_channels, panel)) + 32) +
-         kMostOutputs * kMostOutputs * tiles;
+         (kMostOutputs * kMostOutputs + 1) * tiles;
 }
 
 // Pointers to the cells that the units read and write, and the sums of a panel.

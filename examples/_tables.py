@@ -251,6 +251,35 @@ def profile_table(results: list[dict[str, Any]]) -> str:
     return markdown_table(titles, [cells(result) for result in results]) if results else _NOTHING
 
 
+def accuracies() -> list[dict[str, Any]]:
+    """What `benchmark.py --accuracy` measured."""
+    return [json.loads(file.read_text()) for file in sorted((DATA / "accuracy").glob("*.json"))]
+
+
+def accuracy_table(results: list[dict[str, Any]]) -> str:
+    """Rounding errors of plain forward passes and of maps, and the maps' over the passes'."""
+    titles = {
+        "network": "---",
+        "contiguous": "--:",
+        "channels last": "--:",
+        "captum-krypton": "--:",
+        "without Winograd": "--:",
+        "over contiguous": "--:",
+        "over channels last": "--:",
+        "without, over contiguous": "--:",
+        "over channels last ": "--:",
+    }
+
+    def cells(result: dict[str, Any]) -> list[str]:
+        rms = result["rms"]
+        plain = [rms["contiguous"], rms["channels last"]]
+        ours = [rms["captum-krypton"], rms["without Winograd"]]
+        ratios = [f"{own / other:.2f}" for own in ours for other in plain]
+        return [result["model"], *(f"{error:.1e}" for error in (*plain, *ours)), *ratios]
+
+    return markdown_table(titles, [cells(result) for result in results]) if results else _NOTHING
+
+
 def _kind(row: dict[str, Any]) -> str:
     if row["algorithm"] != "torch":
         return str(row["algorithm"])

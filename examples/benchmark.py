@@ -2,16 +2,19 @@
 
     python examples/benchmark.py --networks vgg16 resnet18 --json-folder results
     python examples/benchmark.py --profile resnet50 vgg16
+    python examples/benchmark.py --accuracy resnet18 vgg16
 
 Each comparison is a file of its own, and one that is there is not run again: a run that was cut off
 goes on where it stopped. Without arguments it takes the better part of a day on two CPU cores.
 `--profile` says where the time of a network's map goes, operator by operator, and how far that is
-from all multiply-accumulates at the machine's peak.
+from all multiply-accumulates at the machine's peak. `--accuracy` says how far outcomes are from
+float64, beside plain forward passes in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import itertools
 import json
@@ -27,11 +30,15 @@ from _shared import (
     build_network,
     load_image,
     machine,
+    occluded,
+    sampled_windows,
     square_windows,
     to_input,
+    window_corners,
 )
-from _tables import profile_table, speed_table
+from _tables import accuracy_table, profile_table, speed_table
 from compare_with_captum import compare, parse, print_table
+from torch import Tensor
 
 from captum_krypton import KryptonOcclusion
 
@@ -119,6 +126,50 @@ def profile(name: str, size: int, window: int, stride: int) -> dict[str, Any]:
     }
 
 
+def accuracy(name: str, size: int, window: int, count: int) -> dict[str, Any]:
+    """Root mean square errors against float64, over all outputs for some windows of a network.
+
+    The plain forward passes are those of contiguous tensors and of channels last: PyTorch has other
+    code for each, and rounds otherwise.
+    """
+    network = build_network(name, size)
+    x = to_input(load_image(None, size), network)
+    corners = window_corners(x, window, window)
+    indices = sampled_windows(len(corners), count)
+    images = occluded(x, [corners[index] for index in indices], window)
+
+    @torch.no_grad()
+    def outputs(dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+        model = copy.deepcopy(network).to(dtype=dtype, memory_format=layout)
+        each = [image.to(dtype).contiguous(memory_format=layout) for image in images.split(1)]
+        return torch.cat([model(image).double() for image in each])
+
+    exact = outputs(torch.float64, torch.contiguous_format)
+
+    def error(computed: Tensor) -> float:
+        return (computed - exact).square().mean().sqrt().item()
+
+    def ours(winograd: bool) -> float:
+        occlusion = KryptonOcclusion(network, winograd=winograd)
+        heat = occlusion.heatmap(x, target=None, **square_windows(window, window))
+        return error(heat.scores[0].flatten(1).T[indices].double())
+
+    return {
+        "model": name,
+        "size": size,
+        "window": window,
+        "windows": len(indices),
+        "rms": {
+            "contiguous": error(outputs(torch.float32, torch.contiguous_format)),
+            "channels last": error(outputs(torch.float32, torch.channels_last)),
+            "captum-krypton": ours(True),
+            "without Winograd": ours(False),
+        },
+        "largest_output": exact.abs().max().item(),
+        "machine": machine(),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparisons, or one profile."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -136,20 +187,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--json-folder", default="benchmark", help="one file a comparison")
     parser.add_argument("--profile", nargs="+", metavar="NETWORK", help="where their time goes")
+    parser.add_argument("--accuracy", nargs="+", metavar="NETWORK", help="their rounding errors")
     options = parser.parse_args(arguments)
     torch.set_num_threads(max(options.threads))
-    if not options.profile:
+    if not options.profile and not options.accuracy:
         print("\n" + speed_table(benchmark(options)))
         return
     folder = Path(options.json_folder)
     folder.mkdir(parents=True, exist_ok=True)
     (size, *_), (windows, *_) = options.sizes, options.windows
     window, stride = map(int, windows.split("/"))
-    for name in options.profile:
+    for name in options.profile or options.accuracy:
         side = max(size, LEAST_SIDE.get(name, 0))
-        result = profile(name, side, window, stride)
+        if options.profile:
+            result = profile(name, side, window, stride)
+            table = profile_table([result])
+        else:
+            result = accuracy(name, side, window, options.sample)
+            table = accuracy_table([result])
         (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(f"\n{profile_table([result])}\n")
+        print(f"\n{table}\n", flush=True)
 
 
 if __name__ == "__main__":

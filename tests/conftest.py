@@ -9,6 +9,8 @@ the default, `ci`, always draws the same.
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +38,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.set_num_threads(1)
 os.environ["KRYPTON_MEASURE"] = "0"
+# Inductor takes code from its cache that it compiled for another ATEN_CPU_CAPABILITY.
+_CAPABILITY = torch.backends.cpu.get_cpu_capability()
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"krypton-inductor-{_CAPABILITY}"))
+)
 _naive._SETUP_ROWS = 0
 _naive._SETUP_SECONDS = _naive._LEAST_SECONDS = 0.0
 

@@ -175,6 +175,24 @@ def test_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_accuracy(tmp_path: Path) -> None:
+    done = run_example(
+        "benchmark.py",
+        "--accuracy=squeezenet1_1",
+        "--sizes=64",
+        "--windows=16/16",
+        "--sample=4",
+        "--threads=1",
+        f"--json-folder={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| squeezenet1_1 | " in done.stdout
+    result = json.loads((tmp_path / "squeezenet1_1.json").read_text())
+    for error in result["rms"].values():
+        assert 0 < error < 1e-5 * result["largest_output"]
+
+
+@pytest.mark.slow
 def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
     import cost_curves
 

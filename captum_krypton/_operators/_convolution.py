@@ -16,6 +16,7 @@ from .._ops import (
     fastest_finish,
     panel_size,
     plain_finish,
+    winograd_limit,
     winograd_sizes,
 )
 from .._rates import Rates
@@ -168,6 +169,10 @@ class _Convolution(WindowRule):
         source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
         added = None if self.residual is None else group.patches(self.residual)
         output_offset, output_extent = group.offsets(boxes), group.extents(boxes)
+        limit, energy = None, weight.energy
+        if energy is not None:
+            level = f"level before {self.weight}"
+            limit = group.derived(self.source, level, lambda base: winograd_limit(base, energy))
 
         def step(frame: Frame) -> Tensor:
             return convolve_patches(
@@ -184,6 +189,7 @@ class _Convolution(WindowRule):
                 high=self.high,
                 output_extent=None if output_extent is None else frame.of(output_extent),
                 activation=self.activation,
+                limit=limit,
             )
 
         return step

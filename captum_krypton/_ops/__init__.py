@@ -15,6 +15,7 @@ from captum_krypton._ops._convolve import (
     convolve_patches,
     pack_weight,
     panel_size,
+    winograd_limit,
     winograd_sizes,
 )
 from captum_krypton._ops._formats import CHANNELS_LAST
@@ -47,5 +48,6 @@ __all__ = [
     "panel_size",
     "plain_finish",
     "pool_patches",
+    "winograd_limit",
     "winograd_sizes",
 ]

@@ -23,6 +23,7 @@ __all__ = [
     "convolve_patches",
     "pack_weight",
     "panel_size",
+    "winograd_limit",
     "winograd_sizes",
 ]
 
@@ -32,7 +33,7 @@ library.define(
     "SymInt[] size, Tensor? output_extent, int[] stride, int[] dilation, bool winograd, "
     "Tensor? residual_base, Tensor? residual_patch, Tensor? residual_offset, "
     "Tensor? residual_extent, Tensor? output_offset, float low, float high, "
-    "int activation=0) -> Tensor",
+    "int activation=0, Tensor? energy=None, Tensor? limit=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("panel_size() -> int")
@@ -42,6 +43,11 @@ library.define("panel_size() -> int")
 _PAIRS = {3: (0.625, 1.5), 4: (0.5, 1.0, 2.0)}
 _MOST_TAPS = 9
 _LEAST_CHANNELS = 16  # no kernel has more lanes
+
+# How many times louder a tile of Winograd's algorithm may be than the typical cell of its image,
+# and than a quiet one: one in fifty is quieter. Ordinary activations stay below 10 and 830.
+_ABOVE_TYPICAL, _ABOVE_QUIET, _QUIET = 32.0, 1024.0, 0.02
+_LEVELS = 64  # cells along an axis from which that is known, or twice as many
 
 
 class Patches(NamedTuple):
@@ -71,11 +77,14 @@ class PackedWeight:
         weight: (K, C, kernel height, kernel width); C is a group's.
         packed: the same numbers, or their transform, in the kernels' order.
         winograd: whether it is transformed for Winograd's algorithm.
+        energy: for Winograd's algorithm, how much of the outputs' mean square each input channel
+            makes, (C,): the squares of its weights, mean over the outputs.
     """
 
     weight: Tensor
     packed: Tensor
     winograd: bool
+    energy: Tensor | None = None
 
 
 def panel_size() -> int:
@@ -147,8 +156,12 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
     if winograd and groups > 1:
         raise ValueError(f"winograd is for ungrouped convolutions; groups is {groups}")
     panel = panel_size()
+    energy = None
+    if winograd:  # channels last, as a tile out of range reads it
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        energy = weight.square().sum((0, 2, 3)) / len(weight)
     if panel == 0:
-        return PackedWeight(weight, weight, winograd)
+        return PackedWeight(weight, weight, winograd, energy)
     if groups > 1 and len(weight) == groups and weight.shape[1] == 1:  # depthwise
         return PackedWeight(weight, weight.flatten(1).t().contiguous(), winograd)
     if groups > 1:
@@ -173,7 +186,34 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
             packed[:, number, of_group, : len(rows)] = points
     if transform is None:  # panel by panel, each with its taps
         packed = packed.transpose(0, 1).contiguous()
-    return PackedWeight(weight, packed, winograd)
+    return PackedWeight(weight, packed, winograd, energy)
+
+
+def winograd_limit(base: Tensor, energy: Tensor) -> Tensor:
+    """Up to which level Winograd's algorithm computes a tile, (N,): see `Range` in csrc/convolve.h.
+
+    All outputs of a tile have an error in proportion to the root of the tile's level. Where all
+    cells are alike, that is Winograd's ordinary error, about 5e-7 of an output. A tile that is
+    `_ABOVE_TYPICAL` times louder than the image's typical cell leaves an error of 2e-5 of a typical
+    output in those that read none of its loud cells, and `_ABOVE_QUIET` bounds the error of the
+    quieter ones in the same way. Cells of zeros are no measure, nor is what is not finite.
+
+    Args:
+        base: the untouched images' volumes, (N, C, H, W).
+        energy: the weight's, (C,), from `pack_weight`.
+    """
+    step = [max(1, size // _LEVELS) for size in base.shape[2:]]
+    cells = base.movedim(1, -1)[:, :: step[0], :: step[1]]
+    levels = (cells.square() @ energy).flatten(1)
+    limits = []
+    for level in levels:
+        level = level[(level > 0) & level.isfinite()]
+        if len(level) == 0:
+            limits.append(levels.new_zeros(()))
+            continue
+        quiet, typical = torch.quantile(level, level.new_tensor([_QUIET, 0.5]))
+        limits.append(torch.minimum(_ABOVE_TYPICAL**2 * typical, _ABOVE_QUIET**2 * quiet))
+    return torch.stack(limits)
 
 
 def _weight_transform(kernel: Sequence[int]) -> Tensor:
@@ -217,6 +257,7 @@ def convolve_patches(
     high: float = math.inf,
     output_extent: Tensor | None = None,
     activation: str = "none",
+    limit: Tensor | None = None,
 ) -> Tensor:
     """Convolves every window's read-in block, adds a residual, activates and clamps.
 
@@ -239,6 +280,9 @@ def convolve_patches(
         output_extent: how many cells of each output patch are computed, from its first, (B, 2),
             int64; the others hold anything. None for all.
         activation: one of `ACTIVATIONS`.
+        limit: up to which level Winograd's algorithm computes a tile, (N,), from `winograd_limit`;
+            louder ones are convolved directly, and those that hold a number that is not finite.
+            None for no limit.
 
     Returns:
         The output patches, (B, K, *size), float32, channels-last.
@@ -264,6 +308,8 @@ def convolve_patches(
         low,
         high,
         ACTIVATIONS.index(activation),
+        weight.energy,
+        limit,
     )
     return result
 

@@ -135,6 +135,8 @@ def convolve_patches(
     low: float,
     high: float,
     activation: int = 0,
+    energy: Tensor | None = None,
+    limit: Tensor | None = None,
 ) -> Tensor:
     """The reference of `captum_krypton::convolve_patches`: direct, on gathered blocks.
 

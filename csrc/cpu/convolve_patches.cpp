@@ -285,6 +285,33 @@ void run(const Call& call, const Work<Call>& work, int64_t threads) {
   });
 }
 
+// What a range points into; nothing where it is not needed. Without limits, finite tiles are in it.
+struct HeldRange {
+  Tensor weight;
+  std::vector<float> energy, limit;
+
+  HeldRange(bool needed, const Tensor& taps, const OptionalTensor& energies,
+            const OptionalTensor& limits, int64_t images)
+      : weight(needed ? pack(taps, MemoryFormat::ChannelsLast) : taps),
+        energy(read("energy", energies, needed ? taps.size(1) : 0, 1.0F)),
+        limit(read("limit", limits, needed ? images : 0, std::numeric_limits<float>::max())) {}
+
+  Range range() const { return {energy.data(), limit.data(), weight.const_data_ptr<float>()}; }
+
+ private:
+  static std::vector<float> read(const char* name, const OptionalTensor& from, int64_t count,
+                                 float otherwise) {
+    if (!from || count == 0) {
+      return std::vector<float>(static_cast<size_t>(count), otherwise);
+    }
+    check(name, *from, ScalarType::Float, 1);
+    STD_TORCH_CHECK(from->size(0) == count && from->is_contiguous(), name, " has ", from->size(0),
+                    " elements; expected ", count, ", contiguous");
+    const float* const numbers = from->const_data_ptr<float>();
+    return std::vector<float>(numbers, numbers + count);
+  }
+};
+
 int64_t panel_size() { return kernels() ? kernels()->panel : 0; }
 
 Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset,
@@ -294,7 +321,8 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                         std::vector<int64_t> dilation, bool winograd, OptionalTensor residual_base,
                         OptionalTensor residual_patch, OptionalTensor residual_offset,
                         OptionalTensor residual_extent, OptionalTensor output_offset, double low,
-                        double high, int64_t activation) {
+                        double high, int64_t activation, OptionalTensor energy,
+                        OptionalTensor limit) {
   const Kernels* const found = kernels();
   STD_TORCH_CHECK(found, "these kernels were built by a compiler without vector types");
   const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset);
@@ -349,6 +377,8 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
     return written.out;
   }
   const std::vector<Tile> tiles = winograd ? make_tiles(written, kernel) : std::vector<Tile>();
+  const HeldRange held_range(winograd, weight, energy, limit, base.size(0));
+  const Range range = held_range.range();
   const Convolution conv{held.source(),
                          residual ? &*residual : nullptr,
                          packed.const_data_ptr<float>(),
@@ -358,6 +388,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                          static_cast<Activation>(activation),
                          written.output(),
                          winograd ? tiles.data() : nullptr,
+                         winograd ? &range : nullptr,
                          groups,
                          {kernel[0], kernel[1]},
                          {stride[0], stride[1]},

@@ -1,0 +1,88 @@
+// Convolutions of single tiles by definition, from weights as they are; see vector_kernels.h.
+#pragma once
+
+#include "convolve.h"
+#include "vector_kernels.h"
+
+namespace captum_krypton {
+namespace {
+
+KRYPTON_INLINE float total(Vector numbers) {
+  float sums[kLanes];
+  store(sums, numbers);
+#pragma GCC unroll 4
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) {
+      sums[lane] += sums[lane + half];
+    }
+  }
+  return sums[0];
+}
+
+// Outputs side by side, directly: the lanes are input channels, with sums of their own.
+struct DirectRow {
+  const Convolution& conv;
+  const float* const* cells;  // `pitch` from one row to the next
+  int64_t pitch;
+  int64_t begin, end;  // output channels
+  const Finish& finish;
+  int64_t first_row;  // for `finish`
+  float* out;
+
+  template <int Outputs>
+  KRYPTON_INLINE void run() const {
+    if constexpr (Outputs > 0) {
+      int64_t k = begin;
+      for (; k + 2 <= end; k += 2) {
+        add_up<Outputs, 2>(k);
+      }
+      if (k < end) {
+        add_up<Outputs, 1>(k);
+      }
+    }
+  }
+
+  template <int Outputs, int Channels>
+  KRYPTON_INLINE void add_up(int64_t first) const {
+    const int64_t channels = conv.source.channels, columns = conv.kernel[1];
+    const int64_t taps = conv.kernel[0] * columns, each = taps * channels;
+    const float* weight = conv.range->weight + first * each;
+    Vector lanes[Outputs][Channels] = {};
+    float rest[Outputs][Channels] = {};
+    for (int64_t tap = 0; tap < taps; ++tap, weight += channels) {
+      const float* const* const read = cells + tap / columns * pitch + tap % columns;
+      int64_t c = 0;
+      for (; c + kLanes <= channels; c += kLanes) {
+        Vector weights[Channels];
+#pragma GCC unroll 2
+        for (int k = 0; k < Channels; ++k) {
+          weights[k] = load<Vector>(weight + k * each + c);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < Outputs; ++t) {
+          const Vector cell = load<Vector>(read[t] + c);
+#pragma GCC unroll 2
+          for (int k = 0; k < Channels; ++k) {
+            lanes[t][k] += cell * weights[k];
+          }
+        }
+      }
+      for (; c < channels; ++c) {
+        for (int t = 0; t < Outputs; ++t) {
+          for (int k = 0; k < Channels; ++k) {
+            rest[t][k] += read[t][c] * weight[k * each + c];
+          }
+        }
+      }
+    }
+    for (int t = 0; t < Outputs; ++t) {
+      for (int k = 0; k < Channels; ++k) {
+        const float sum = total(lanes[t][k]) + rest[t][k];
+        out[t * conv.out.channels + first + k] = finish.apply(sum, first_row + t, first + k);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace captum_krypton
