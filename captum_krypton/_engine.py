@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._approximate import Approximate, Approximation, Windows, approximate, growing
 from ._arguments import Call, Predicted
+from ._calibrate import calibration_of
 from ._capture import Capture, watched
 from ._check import Noise, Stale, checked_windows
 from ._compile import CompileCache, Compiled, default_memory_budget, signature
@@ -312,6 +313,8 @@ class Engine:
                     windows_exact=exact,
                     estimated_ssim=estimated,
                 )
+                if approximation.exact and not timed:  # else it is no prediction of this run
+                    _observe(call.inputs[position].device, report)
                 ran.append((plan, execution.statistics))
                 maps.append(map_of(plan.grid, scores, reference, work.target, report))
                 setup = 0.0  # counted with the first input
@@ -492,6 +495,16 @@ def _estimated(made: Approximate, plan: Plan) -> float | None:
     if made.quality is not None:
         return min(made.quality)
     return 1.0 if plan.threshold == 1 and made.known.all() else None
+
+
+def _observe(device: torch.device, report: Report) -> None:
+    """Holds the rates that a map was planned with against its time.
+
+    A batch that is replayed has no launches, which were counted: its prediction is an upper bound.
+    """
+    replayed = report.batches_replayed > 0
+    seconds = report.seconds - report.setup_seconds
+    calibration_of(device).observe(report.predicted_seconds, seconds, at_most=replayed)
 
 
 def _wait(tensor: Tensor) -> None:

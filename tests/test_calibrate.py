@@ -17,8 +17,9 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from machine import TRUE, WORK, Lie, Machine, honest
+from torch import Tensor, nn
 
-from captum_krypton import _calibrate
+from captum_krypton import Budget, KryptonOcclusion, _calibrate, _engine
 from captum_krypton._bounds import Bounds, bounds_of_cpu
 from captum_krypton._calibrate import Calibration, Guess, calibration_of, rates_of
 from captum_krypton._measure import Gauge
@@ -28,6 +29,7 @@ from captum_krypton._rates import GUESSED, GUESSED_OF_GPUS, Rates
 CPU = torch.device("cpu")
 ANY = bounds_of_cpu(1)
 KNOWN = ANY.near(TRUE, "a known one")
+WINDOWS = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 8, 8), "target": 1}
 compiled = pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
 
 # Measured while another process kept one of two cores busy: every call waited for a time slice.
@@ -419,3 +421,56 @@ def test_which_gpu(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert calibration.rates.linear == pytest.approx(GUESSED_OF_GPUS.linear)
         assert "measured on" in calibration.origin
     assert len(list(cache.glob("rates-*.json"))) == 2
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu()).mean((2, 3))
+
+
+@compiled
+def test_plans_follow_the_rates_and_maps_stay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Winograd's algorithm is dear at first, then cheap; both make the same map."""
+    machine = Machine(slow(4.0, "wide", "narrow"))
+    monkeypatch.setattr(_calibrate, "gauge_of_cpu", machine.gauge)
+    occlusion, x = KryptonOcclusion(Small()), torch.rand(1, 3, 48, 48)
+
+    def algorithms() -> list[str]:
+        ((rows, totals),) = occlusion.explain(x, **WINDOWS).plans
+        assert "rates: measured on 20" in totals
+        return [row.algorithm for row in rows[:2]]
+
+    before = occlusion.heatmap(x, **WINDOWS).scores
+    assert algorithms() == ["direct", "direct"]
+    machine.lie = honest
+    for _ in range(4):
+        calibration_of(CPU).observe(9.0, 3.0)
+    assert algorithms()[1] == "Winograd"
+    assert machine.gauges == 2
+    after = occlusion.heatmap(x, **WINDOWS).scores
+    assert (after - before).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_what_maps_tell_of_the_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact maps without their set-up; no map that is not all of its plan."""
+    told: list[tuple[float, float, bool]] = []
+
+    class Rates:
+        def observe(self, predicted: float, seconds: float, *, at_most: bool) -> None:
+            told.append((predicted, seconds, at_most))
+
+    monkeypatch.setattr(_engine, "calibration_of", lambda device: Rates())
+    occlusion, x = KryptonOcclusion(Small()), torch.rand(2, 3, 24, 24)
+    for _ in range(2):
+        report = occlusion.heatmap(x, **WINDOWS).report
+        expected = (report.predicted_seconds, report.seconds - report.setup_seconds, False)
+        assert told.pop() == expected
+    occlusion.explain(x, **WINDOWS, run=True)
+    windows = {**WINDOWS, "strides": (3, 1, 1)}
+    KryptonOcclusion(Small(), budget=Budget(windows=100)).heatmap(x, **windows)
+    assert told == []
