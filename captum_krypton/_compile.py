@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._analyse import Analysis, analyse
 from ._arguments import Call
+from ._calibrate import rates_of
 from ._capture import Capture, capture, current_state
 from ._fuse import fused
 from ._graph import BatchInt, ValueId
@@ -22,7 +23,6 @@ from ._memory import trim
 from ._operators import Algorithm, Means
 from ._ops import PackedWeight, backend_info, panel_size
 from ._plan import Plan, make_plan
-from ._rates import rates_of
 from ._recorder import NotCapturable
 from ._resident import Residents
 from ._simplify import simplified

@@ -39,7 +39,7 @@ _FUNCTIONS: dict[Any, str] = {
     )
     if hasattr(Tensor, name)
 }
-_FUNCTIONS[Tensor.__cuda_array_interface__.__get__] = "Tensor.__cuda_array_interface__"  # type: ignore[attr-defined]
+_FUNCTIONS[Tensor.__cuda_array_interface__.__get__] = "Tensor.__cuda_array_interface__"
 
 # Functions of C that no such mode sees: the old form of DLPack, and what hands work to a thread.
 _BUILTINS = {
@@ -65,13 +65,13 @@ class Doors(TorchFunctionMode):
 
     def __enter__(self) -> Doors:
         self._before.append(sys.getprofile())
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         sys.setprofile(self._profile)
         return self
 
     def __exit__(self, *error: object) -> None:
         sys.setprofile(self._before.pop())
-        super().__exit__(*error)  # type: ignore[arg-type]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,

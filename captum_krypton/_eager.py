@@ -1,4 +1,4 @@
-"""Compiled code runs eagerly while a forward function is looked at, so that its operators are seen."""
+"""Compiled code runs eagerly while a forward function is looked at: its operators are seen."""
 
 from __future__ import annotations
 

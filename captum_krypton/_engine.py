@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._approximate import Approximate, Approximation, Windows, approximate, growing
 from ._arguments import Call, Predicted
+from ._calibrate import calibration_of
 from ._capture import Capture
 from ._check import Noise, Stale, checked_windows, rounding_of
 from ._compile import CompileCache, Compiled, default_memory_budget, signature
@@ -319,6 +320,8 @@ class Engine:
                     windows_exact=exact,
                     estimated_ssim=estimated,
                 )
+                if approximation.exact and not timed:  # else it is no prediction of this run
+                    _observe(call.inputs[position].device, report)
                 ran.append((plan, execution.statistics))
                 maps.append(map_of(plan.grid, scores, reference, work.target, report))
                 setup = 0.0  # counted with the first input
@@ -415,7 +418,8 @@ class Engine:
 
         def select(rows: Tensor, images: slice) -> Tensor:
             numbers = torch.arange(images.start, images.stop, device=rows.device)
-            return _select_targets(rows, row_target(work.target, numbers))
+            chosen: Tensor = _select_targets(rows, row_target(work.target, numbers))
+            return chosen
 
         def outcome(inputs: tuple[Tensor, ...]) -> Tensor:
             output = _run_forward(self.forward, inputs, None, call.extra or None)
@@ -538,6 +542,16 @@ def _estimated(made: Approximate, plan: Plan) -> float | None:
     if made.quality is not None:
         return min(made.quality)
     return 1.0 if plan.threshold == 1 and made.known.all() else None
+
+
+def _observe(device: torch.device, report: Report) -> None:
+    """Holds the rates that a map was planned with against its time.
+
+    A batch that is replayed has no launches, which were counted: its prediction is an upper bound.
+    """
+    replayed = report.batches_replayed > 0
+    seconds = report.seconds - report.setup_seconds
+    calibration_of(device).observe(report.predicted_seconds, seconds, at_most=replayed)
 
 
 def _wait(tensor: Tensor) -> None:

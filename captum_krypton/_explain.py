@@ -65,6 +65,7 @@ class Explanation:
 def explain(
     plans: tuple[Plan, ...],
     approximation: Approximation,
+    origins: tuple[str, ...],
     spent: tuple[dict[ValueId, float], ...] | None = None,
 ) -> Explanation:
     """Describes the plans of all inputs.
@@ -72,13 +73,14 @@ def explain(
     Args:
         plans: the plans.
         approximation: how the maps may differ from the exact ones.
+        origins: for each plan, where the rates that it was made with come from.
         spent: for each plan, the seconds of every operator by its first result, where it was run.
     """
     clocks = [None] * len(plans) if spent is None else spent
     return Explanation(
         tuple(
-            (tuple(_rows(plan, clock)), _totals(plan, approximation))
-            for plan, clock in zip(plans, clocks, strict=True)
+            (tuple(_rows(plan, clock)), _totals(plan, approximation, origin))
+            for plan, origin, clock in zip(plans, origins, clocks, strict=True)
         )
     )
 
@@ -144,7 +146,7 @@ def _name(node: Node) -> str:
     return "+".join(parts)
 
 
-def _totals(plan: Plan, approximation: Approximation) -> str:
+def _totals(plan: Plan, approximation: Approximation, origin: str) -> str:
     global_rows = {
         node.name
         for node, rule in zip(plan.analysis.graph.nodes, plan.analysis.rules, strict=True)
@@ -158,6 +160,7 @@ def _totals(plan: Plan, approximation: Approximation) -> str:
         f"theoretical speed-up {plan.theoretical_speedup:.2f} (Eq. 17)",
         f"memory: {plan.memory / 2**20:,.0f} MiB for the base and one batch",
         f"predicted time: {plan.seconds:.3g} s an image",
+        f"rates: {origin}",
     ]
     lines += list(plan.reasons)
     if plan.threshold < 1:

@@ -48,7 +48,7 @@ def fingerprints(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Any, ...]]:
         found.append([*kind, tensor.data_ptr()])
         memory = _bytes(tensor)
         if tensor.device.type == "cpu":
-            found[-1].append(xxhash.xxh3_128_intdigest(memory.numpy()))
+            found[-1].append(xxhash.xxh3_128_intdigest(memory.numpy().data))
             continue
         if memory.numel() <= _SMALL:  # a model has many, and each launches kernels
             small.setdefault(tensor.device, []).append(memory)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ._approximate import Approximation
 from ._arguments import PREDICTED, ArgumentError, Call, make_call
+from ._calibrate import calibration_of
 from ._drilldown import DrillDown
 from ._engine import Engine, Fallback
 from ._explain import Explanation, explain
@@ -348,11 +349,12 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         try:
             if not run:
                 plans = self._engine.plans(call, self.approximation)
-                return explain(plans, self.approximation)
+                return explain(plans, self.approximation, _origins(call))
             ran: list[tuple[Plan, RunStatistics]] = []
             self._engine.maps(call, show_progress, self.approximation, ran)
             plans, statistics = zip(*ran, strict=True)
-            return explain(plans, self.approximation, tuple(s.spent for s in statistics))
+            spent = tuple(s.spent for s in statistics)
+            return explain(plans, self.approximation, _origins(call), spent)
         except Fallback as fallback:
             return Explanation((), str(fallback))
 
@@ -477,6 +479,11 @@ def _approximation(
             "projective_field_threshold and tuning exclude each other: the tuning has one"
         )
     return Approximation(tuning.threshold, drill_down, tuning, quality, budget)
+
+
+def _origins(call: Call) -> tuple[str, ...]:
+    """Where the rates come from that the plan for each input is made with."""
+    return tuple(calibration_of(tensor.device).origin for tensor in call.inputs)
 
 
 def _callers_level() -> int:

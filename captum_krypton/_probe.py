@@ -51,10 +51,11 @@ def _moved(flat: Tensor, known: Tensor, share: float, place: float, number: int)
     if not flat.is_floating_point():
         values, ranks = torch.unique(known, return_inverse=True)
         ranks, most = ranks[: flat.numel()], len(values) - 1
-        low, high = (number + 1) // 2, most - number // 2  # the extremes go, one after another
-        if low > high:
-            low = high = number % (most + 1)
-        return values[ranks.clamp(low, high)]
+        first, last = (number + 1) // 2, most - number // 2  # the extremes go, one after another
+        if first > last:
+            first = last = number % (most + 1)
+        chosen: Tensor = values[ranks.clamp(first, last)]
+        return chosen
     finite = known[known.isfinite()].double()
     low, high = (finite.min(), finite.max()) if finite.numel() else (finite.new_zeros(()),) * 2
     if low == high:

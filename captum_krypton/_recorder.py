@@ -166,7 +166,8 @@ class Recorder(TorchDispatchMode):
             return
         if torch.Tag.data_dependent_output in func.tags:
             raise NotCapturable(f"the forward reads a value out of a tensor ({func})")
-        if torch.Tag.dynamic_output_shape in func.tags and not self._indexes_by_integers(func, read):
+        chosen = torch.Tag.dynamic_output_shape in func.tags
+        if chosen and not self._indexes_by_integers(func, read):
             raise NotCapturable(f"a shape in the forward depends on the data ({func})")
 
     def _indexes_by_integers(self, func: Any, read: Any) -> bool:

@@ -73,6 +73,11 @@ def test_totals_are_the_reports(network: Residual) -> None:
     assert f"groups {report.groups}" in totals
 
 
+def test_where_rates_come_from(network: Residual) -> None:
+    ((_, totals),) = KryptonOcclusion(network).explain(torch.rand(1, 3, 32, 24), **WINDOWS).plans
+    assert "rates: guessed (KRYPTON_MEASURE=0)" in totals.splitlines()
+
+
 def test_windows_are_not_run(network: Residual) -> None:
     x = torch.rand(1, 3, 32, 24)
     explainer = KryptonOcclusion(network)

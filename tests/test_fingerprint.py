@@ -79,7 +79,9 @@ def test_structured_changes_are_noticed(kind: str, data: st.DataObject) -> None:
     assert (HASHES[kind](changed) == HASHES[kind](tensor)) == same
 
 
-@pytest.mark.parametrize("make", [lambda t: t.t(), lambda t: t[:, ::2], lambda t: t.expand(3, 4, 6)])
+@pytest.mark.parametrize(
+    "make", [lambda t: t.t(), lambda t: t[:, ::2], lambda t: t.expand(3, 4, 6)]
+)
 def test_tensors_that_do_not_lie_densely(kind: str, make: Callable[[Tensor], Tensor]) -> None:
     tensor = torch.arange(24.0).reshape(4, 6)
     before = HASHES[kind](make(tensor))
