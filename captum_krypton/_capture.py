@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ def reachable_modules(forward: Callable[..., Any]) -> tuple[nn.Module, ...]:
         elif isinstance(thing, dict):
             for part in thing.values():
                 visit(part, depth + 1)
-        elif hasattr(thing, "__code__"):
+        elif _has_code(thing):
             for cell in thing.__closure__ or ():
                 try:
                     visit(cell.cell_contents, depth + 1)
@@ -165,7 +166,7 @@ def reachable_modules(forward: Callable[..., Any]) -> tuple[nn.Module, ...]:
                     continue
             for name in thing.__code__.co_names:
                 part = thing.__globals__.get(name)
-                if isinstance(part, nn.Module) or hasattr(part, "__code__"):
+                if isinstance(part, nn.Module) or _has_code(part):
                     visit(part, depth + 1)
         elif hasattr(thing, "__self__"):
             visit(thing.__self__, depth + 1)
@@ -178,6 +179,11 @@ def reachable_modules(forward: Callable[..., Any]) -> tuple[nn.Module, ...]:
     visit(getattr(forward, "__self__", None), 0)
     visit(getattr(forward, "__wrapped__", None), 0)
     return tuple(found.values())
+
+
+def _has_code(thing: Any) -> bool:
+    """Whether something is a function of Python; the class of functions has `__code__`, too."""
+    return isinstance(getattr(thing, "__code__", None), CodeType)
 
 
 def _hooks(module: nn.Module) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 import threading
 from contextlib import ExitStack
 
@@ -23,8 +23,9 @@ class _Eager:
         self._stance = ExitStack()
 
     def __enter__(self) -> None:
+        _import_whole("torch._dynamo")
         with self._lock:
-            if self._within == 0 and "torch._dynamo" in sys.modules:
+            if self._within == 0:
                 self._stance.enter_context(torch.compiler.set_stance("force_eager"))
             self._within += 1
 
@@ -35,4 +36,29 @@ class _Eager:
                 self._stance.close()
 
 
+def _import_whole(name: str) -> None:
+    """Imports a module of which torch imports parts when a dispatch mode is first used.
+
+    The interrupt that a user sends in the meantime must not leave it half imported, for good: it
+    reaches the main thread, and the import goes on in another one.
+    """
+    if name in _imported:
+        return
+    found: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, name=f"import {name}")
+    thread.start()
+    thread.join()
+    if found:
+        raise found[0]
+    _imported.add(name)
+
+
+_imported: set[str] = set()
 eagerly = _Eager()

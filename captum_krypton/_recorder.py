@@ -70,6 +70,17 @@ _FUNCTIONAL = {
 }
 # Operators whose output has a known shape where their indices are no masks.
 _INDEXED = {"aten.index", "aten.index_put", "aten.index_put_", "aten._unsafe_index"}
+_SPLITS = {
+    f"aten.{name}"
+    for name in (
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
+        "unsafe_chunk",
+    )
+}
 _SAME_TENSOR = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 
 
@@ -269,7 +280,7 @@ class Recorder(TorchDispatchMode):
             call: tuple[Any, tuple[Any, ...]] = (aten.slice_scatter.default, (old, new, *args[1:]))
         elif name == "aten.select":
             call = (aten.select_scatter.default, (old, new, *args[1:]))
-        elif name in ("aten.split", "aten.split_with_sizes", "aten.chunk"):
+        elif name in _SPLITS:
             dim = args[2] if len(args) > 2 else 0
             start = view.storage_offset() - base.storage_offset()
             start //= base.stride(dim)
