@@ -1,4 +1,7 @@
-"""Compiled code runs eagerly while a forward function is looked at: its operators are seen."""
+"""Compiled code runs eagerly while a forward function is looked at: its operators are seen.
+
+So does TorchScript, which runs other operators while it optimises.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ class _Eager:
     def __init__(self) -> None:
         self._lock, self._within = threading.Lock(), 0
         self._stance = ExitStack()
+        self._script = threading.local()  # how TorchScript ran before, by thread
 
     def __enter__(self) -> None:
         _import_whole("torch._dynamo")
@@ -28,8 +32,12 @@ class _Eager:
             if self._within == 0:
                 self._stance.enter_context(torch.compiler.set_stance("force_eager"))
             self._within += 1
+        before = torch._C._get_graph_executor_optimize()
+        self._script.before = [*getattr(self._script, "before", ()), before]
+        torch._C._set_graph_executor_optimize(False)
 
     def __exit__(self, *error: object) -> None:
+        torch._C._set_graph_executor_optimize(self._script.before.pop())
         with self._lock:
             self._within -= 1
             if self._within == 0:

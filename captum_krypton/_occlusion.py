@@ -349,12 +349,12 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         try:
             if not run:
                 plans = self._engine.plans(call, self.approximation)
-                return explain(plans, self.approximation, _origins(call))
+                return explain(plans, self.approximation, _origins(call, plans))
             ran: list[tuple[Plan, RunStatistics]] = []
             self._engine.maps(call, show_progress, self.approximation, ran)
             plans, statistics = zip(*ran, strict=True)
             spent = tuple(s.spent for s in statistics)
-            return explain(plans, self.approximation, _origins(call), spent)
+            return explain(plans, self.approximation, _origins(call, plans), spent)
         except Fallback as fallback:
             return Explanation((), str(fallback))
 
@@ -481,9 +481,9 @@ def _approximation(
     return Approximation(tuning.threshold, drill_down, tuning, quality, budget)
 
 
-def _origins(call: Call) -> tuple[str, ...]:
-    """Where the rates come from that the plan for each input is made with."""
-    return tuple(calibration_of(tensor.device).origin for tensor in call.inputs)
+def _origins(call: Call, plans: tuple[Plan, ...]) -> tuple[str, ...]:
+    """Where the rates come from that each plan is made with: those of the inputs' device."""
+    return (calibration_of(call.inputs[0].device).origin,) * len(plans)
 
 
 def _callers_level() -> int:

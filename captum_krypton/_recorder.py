@@ -62,12 +62,14 @@ class Recording:
 
 # In-place operators whose functional twin is not the same name without the underscore.
 _FUNCTIONAL = {
+    "aten::transpose_": aten.transpose.int,
     "aten::copy_": aten.copy.default,
     "aten::fill_.Scalar": aten.fill.Scalar,
     "aten::fill_.Tensor": aten.fill.Tensor,
     "aten::zero_": aten.zero.default,
     "aten::index_put_": aten.index_put.default,
 }
+_TURNS = {"transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_"}
 # Operators whose output has a known shape where their indices are no masks.
 _INDEXED = {"aten.index", "aten.index_put", "aten.index_put_", "aten._unsafe_index"}
 _SPLITS = {
@@ -104,6 +106,7 @@ class Recorder(TorchDispatchMode):
         self._values: dict[int, tuple[weakref.ref[Tensor], ValueId]] = {}
         self._origin: dict[int, tuple[Tensor, Node, int]] = {}  # of a view: base, op, position
         self._aliases: dict[int, list[weakref.ref[Tensor]]] = {}  # by storage, oldest first
+        self._turned = set[int]()  # storages of which a tensor was turned in place
         self.inputs = tuple(self._define(t) for t in inputs)
         self._varying = set(self.inputs)  # the values that depend on the inputs
 
@@ -162,7 +165,9 @@ class Recorder(TorchDispatchMode):
                 if func is aten.as_strided_.default and tuple(args[1]) == tuple(args[0].shape):
                     return result  # only the strides of dimensions of size one change
                 raise NotCapturable(f"{func} changes the shape of a tensor in place")
-            if written:
+            if torch.Tag.inplace_view in func.tags:
+                self._record_turn(func, read, args)
+            elif written:
                 self._record_mutation(func, read, written, args)
             else:
                 self._record_call(func, read, result, args)
@@ -244,8 +249,23 @@ class Recorder(TorchDispatchMode):
         self._add(Node(twin, read[0], read[1], (value,)))
         self._assign(target, value)
 
+    def _record_turn(self, func: Any, read: Any, args: tuple[Any, ...]) -> None:
+        """Records an operator that turns its argument into a view of itself, as `transpose_`."""
+        target = args[0]
+        if func.name().split("::")[-1].split(".")[0] not in _TURNS:
+            raise NotCapturable(f"{func} changes the shape of a tensor in place")
+        if self._value(target) in self.leaves:
+            raise NotCapturable(f"the forward changes a parameter, buffer or constant ({func})")
+        value = self._new(target)
+        self._add(Node(_functional(func), read[0], read[1], (value,)))
+        self._set(target, value)
+        self._origin.pop(id(target), None)
+        self._turned.add(_storage(target))
+
     def _assign(self, target: Tensor, value: ValueId) -> None:
         """Makes `value` the content of `target` and of every tensor that shares its memory."""
+        if _storage(target) in self._turned and len(list(self._sharing(_storage(target)))) > 1:
+            raise NotCapturable("the forward changes memory that several tensors share")
         path = [target]
         self._set(target, value)
         while id(path[-1]) in self._origin:

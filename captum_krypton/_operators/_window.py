@@ -181,7 +181,8 @@ def max_pooling(node: Node, view: View) -> Rule | None:
         padding, dilation = _listed(named["padding"], rank), _listed(named["dilation"], rank)
         untracked = [i for i in range(rank) if i + 2 not in view.dims[source]]
         before, after = view.shape(source)[2:], view.shape(node.results[0])[2:]
-        if named["ceil_mode"] and not _exact(before, after, kernel, stride, untracked):
+        spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        if named["ceil_mode"] and not _exact(before, after, spans, stride, untracked):
             return None
     return _MaxPooling(node, view, source, kernel, stride, padding, dilation)
 
@@ -272,12 +273,12 @@ def average_pooling(node: Node, view: View) -> Rule | None:
 def _exact(
     before: tuple[int, ...],
     after: tuple[int, ...],
-    kernel: list[int],
+    spans: list[int],
     stride: list[int],
     dims: list[int],
 ) -> bool:
-    """Whether no window along `dims` sticks out of the input."""
-    return all((after[i] - 1) * stride[i] + kernel[i] <= before[i] for i in dims)
+    """Whether no window along `dims`, of so many cells, sticks out of the input."""
+    return all((after[i] - 1) * stride[i] + spans[i] <= before[i] for i in dims)
 
 
 def _counts(
