@@ -93,7 +93,7 @@ def capture(
                 probe_rows(argument, fill, first, rows) if is_batched else argument
                 for argument, fill, is_batched in zip(arguments, fills, batched, strict=True)
             )
-        return record(forward, prepared, batched)
+        return record(forward, prepared, batched, profile=first == 0)
 
     few = recorded(0, _FEW)
     many = recorded(_FEW, _MANY)
@@ -114,16 +114,22 @@ def graph_of(few: Recording, many: Recording, rows: tuple[int, int]) -> Graph:
 
 
 def record(
-    forward: Callable[..., Any], arguments: tuple[Any, ...], batched: tuple[bool, ...]
+    forward: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    batched: tuple[bool, ...],
+    *,
+    profile: bool = True,
 ) -> Recording:
     """What `forward(*arguments)` does, as operators; its inputs are the batched arguments.
+
+    `profile` says whether doors of C are watched; see `Recorder.record`.
 
     Raises:
         NotCapturable: where that cannot be said as a graph.
     """
     tensors = tuple(a for a, is_batched in zip(arguments, batched, strict=True) if is_batched)
     with eagerly:
-        return Recorder(tensors).record(forward, arguments)
+        return Recorder(tensors).record(forward, arguments, profile=profile)
 
 
 def current_state(forward: Callable[..., Any], leaves: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -56,21 +56,28 @@ class Doors(TorchFunctionMode):
 
     Args:
         leaves: told the door's name, and the tensor where it is known which.
+        profile: whether functions of C are seen, too, which takes some microseconds a call. Not so
+            where a profiler runs that could not be put back, such as cProfile's.
     """
 
-    def __init__(self, leaves: Callable[[str, Tensor | None], None]) -> None:
+    def __init__(
+        self, leaves: Callable[[str, Tensor | None], None], *, profile: bool = True
+    ) -> None:
         super().__init__()
-        self._leaves = leaves
-        self._before: list[Any] = []
+        self._leaves, self._profiles = leaves, profile
+        self._before: Any = None
 
     def __enter__(self) -> Doors:
-        self._before.append(sys.getprofile())
         super().__enter__()  # type: ignore[no-untyped-call]
-        sys.setprofile(self._profile)
+        self._before = sys.getprofile()
+        self._profiles = self._profiles and (self._before is None or callable(self._before))
+        if self._profiles:
+            sys.setprofile(self._profile)
         return self
 
     def __exit__(self, *error: object) -> None:
-        sys.setprofile(self._before.pop())
+        if self._profiles:
+            sys.setprofile(self._before)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(

@@ -339,7 +339,7 @@ class _Questioned:
         if self._asked or rows == self._call.examples:
             return self._forward(*arguments)
         self._asked = True
-        several = record(self._forward, arguments, self._call.batched)
+        several = record(self._forward, arguments, self._call.batched, profile=False)
         graph_of(self._untouched, several, (self._call.examples, rows))
         return several.result
 

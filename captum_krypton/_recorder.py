@@ -110,13 +110,20 @@ class Recorder(TorchDispatchMode):
         self.inputs = tuple(self._define(t) for t in inputs)
         self._varying = set(self.inputs)  # the values that depend on the inputs
 
-    def record(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Recording:
+    def record(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], *, profile: bool = True
+    ) -> Recording:
         """Calls `function(*arguments)` and returns what it did.
+
+        Args:
+            function: the function.
+            arguments: its arguments.
+            profile: whether doors of C are watched, too; once for a function is enough.
 
         Raises:
             NotCapturable: where the call cannot be written as a graph.
         """
-        doors = Doors(self._leaves_torch)
+        doors = Doors(self._leaves_torch, profile=profile)
         with torch.inference_mode(False), torch.no_grad(), doors, self:
             result = function(*arguments)
         if not isinstance(result, Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import cProfile
 import pickle
 import sys
 import warnings
@@ -209,3 +210,16 @@ def test_a_profiler_of_the_user_stays() -> None:
         assert sys.getprofile() is profile
     finally:
         sys.setprofile(None)
+
+
+def test_a_profiler_of_c_goes_on() -> None:
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        heat = KryptonOcclusion(network()).heatmap(image(), **WINDOWS)
+    finally:
+        profiler.disable()
+    assert heat.report.path == "incremental"
+    called = {entry.code.co_name for entry in profiler.getstats() if hasattr(entry.code, "co_name")}
+    assert "heatmap" in called
+    assert "evaluate" in called  # of the end of the map: it was not turned off

@@ -193,6 +193,20 @@ def test_accuracy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_measure_rates(tmp_path: Path) -> None:
+    """As an entry of the table of known processors."""
+    arguments = ["--minutes", "0", "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "measure_rates.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r'Processor\(".*", "\w+", 1\): Rates\(', done.stdout)
+    assert len(re.findall(r"^        (\w+)=[\d.e-]+,$", done.stdout, re.MULTILINE)) == 11
+
+
+@pytest.mark.slow
 def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
     import cost_curves
 

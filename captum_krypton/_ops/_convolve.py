@@ -45,7 +45,7 @@ _MOST_TAPS = 9
 _LEAST_CHANNELS = 16  # no kernel has more lanes
 
 # How many times louder a tile of Winograd's algorithm may be than the typical cell of its image,
-# and than a quiet one: one in fifty is quieter. Ordinary activations stay below 10 and 830.
+# and than a quiet one: one in fifty is quieter. Activations of most networks stay below 10 and 830.
 _ABOVE_TYPICAL, _ABOVE_QUIET, _QUIET = 32.0, 1024.0, 0.02
 _LEVELS = 64  # cells along an axis from which that is known, or twice as many
 
