@@ -127,6 +127,7 @@ def record(
     Raises:
         NotCapturable: where that cannot be said as a graph.
     """
+    _refuse_lists(forward)
     tensors = tuple(a for a, is_batched in zip(arguments, batched, strict=True) if is_batched)
     with eagerly:
         return Recorder(tensors).record(forward, arguments, profile=profile)
@@ -144,16 +145,35 @@ def current_state(forward: Callable[..., Any], leaves: tuple[Tensor, ...]) -> tu
     return tuple(state)
 
 
+def _refuse_lists(forward: Callable[..., Any]) -> None:
+    """Refuses TorchScript that makes lists of tensors: no operator reads their memory there."""
+    for thing in _reachable(forward):
+        parts = thing.modules() if isinstance(thing, nn.Module) else (thing,)
+        for part in parts:
+            graph = getattr(part, "inlined_graph", None) if _is_script(part) else None
+            if graph is not None and graph.findAllNodes("prim::tolist"):
+                raise NotCapturable("the forward takes values out of a tensor (prim::tolist)")
+
+
+def _is_script(thing: Any) -> bool:
+    return isinstance(thing, (torch.jit.ScriptModule, torch.jit.ScriptFunction))
+
+
 def reachable_modules(forward: Callable[..., Any]) -> tuple[nn.Module, ...]:
     """The modules that a callable holds: itself, its owner, its closure, its partial's parts."""
-    found: dict[int, nn.Module] = {}
+    return tuple(thing for thing in _reachable(forward) if isinstance(thing, nn.Module))
+
+
+def _reachable(forward: Callable[..., Any]) -> tuple[Any, ...]:
+    """The modules and scripted functions that a callable holds."""
+    found: dict[int, Any] = {}
     seen: set[int] = set()
 
     def visit(thing: Any, depth: int) -> None:
         if id(thing) in seen or depth > 4:
             return
         seen.add(id(thing))
-        if isinstance(thing, nn.Module):
+        if isinstance(thing, nn.Module) or _is_script(thing):
             found[id(thing)] = thing
         elif isinstance(thing, functools.partial):
             for part in (thing.func, *thing.args, *thing.keywords.values()):
@@ -172,7 +192,7 @@ def reachable_modules(forward: Callable[..., Any]) -> tuple[nn.Module, ...]:
                     continue
             for name in thing.__code__.co_names:
                 part = thing.__globals__.get(name)
-                if isinstance(part, nn.Module) or _has_code(part):
+                if isinstance(part, nn.Module) or _has_code(part) or _is_script(part):
                     visit(part, depth + 1)
         elif hasattr(thing, "__self__"):
             visit(thing.__self__, depth + 1)

@@ -14,7 +14,9 @@ from torch import Tensor
 __all__ = ["probe_rows"]
 
 # Of every row: how far its values move, and to which place between the least and the largest one.
-_MOVES = ((0.0, 0.0), (0.22, 0.31), (0.13, 0.72), (0.36, 0.44), (0.29, 0.83))
+# The rows of a second recording (from number 2 on) are faint, so that a function which compares a
+# statistic with a bound is likely to decide otherwise for them.
+_MOVES = ((0.0, 0.0), (0.22, 0.31), (0.93, 0.09), (0.88, 0.14), (0.96, 0.03))
 
 
 def probe_rows(tensor: Tensor, baseline: Any, first: int, rows: int) -> Tensor:

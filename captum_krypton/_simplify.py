@@ -10,11 +10,12 @@ memory layout.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._graph import Graph, Node, Value, ValueId, map_arguments
+from ._graph import BatchInt, Graph, Node, Value, ValueId, map_arguments
 from ._linear import as_convolutions
 from ._ops import join_block
 from ._scale import fold_scale
@@ -40,6 +41,7 @@ def simplified(graph: Graph) -> Graph:
         list(graph.nodes), graph.inputs, graph.output, graph.shapes, graph.dtypes, constants
     )
     _drop_identities(graph)
+    _separate_rows(graph)
     _restore_linear(graph)
     _restore_bias(graph)
     _fold_batch_norms(graph)
@@ -251,9 +253,31 @@ def _of_selected(graph: Graph, node: Node, dim: int, index: int) -> list[Node] |
     return [*made, Node(node.op, args, kwargs, outputs, node.several)]
 
 
+class _RowByRow:
+    """An operator that is called for one row after another of its first argument."""
+
+    def __init__(self, op: Any) -> None:
+        self._op, self._schema, self.tags = op, op._schema, ()
+        self.__name__ = str(op.overloadpacket)
+
+    def __call__(self, rows: Tensor, *rest: Any, **named: Any) -> Tensor:
+        return torch.cat([self._op(row, *rest, **named) for row in rows.split(1)])
+
+
+def _separate_rows(graph: Graph) -> None:
+    """Dynamically quantised layers take their scale from all rows that they see: from one each."""
+    for i, node in enumerate(graph.nodes):
+        if node.name.startswith("quantized.") and "dynamic" in node.name:
+            first = graph.shapes[node.operands()[0]][:1]
+            if first == (BatchInt(1, 0),) and len(node.outputs) == 1:
+                op = _RowByRow(node.op)
+                graph.nodes[i] = Node(op, node.args, node.kwargs, node.outputs)
+
+
 # Operators that read memory as it lies: the recorded call had packed operands where they matter.
 # Group norm is here since PyTorch's loses digits where channels are last.
 _READS_MEMORY = (
+    "as_strided",
     "_scaled_dot_product_",
     "_transformer_encoder_layer_fwd",
     "_native_multi_head_attention",

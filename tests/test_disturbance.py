@@ -195,11 +195,23 @@ def test_forwards_that_need_no_fall_back(few: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_naive, "_SETUP_ROWS", few)
     x = torch.rand(1, 3, 12, 12)
     frozen = _frozen(network())
-    for forward in (dynamic, frozen, nn.DataParallel(network())):
+    for forward in (dynamic, strided, frozen, quantised(), nn.DataParallel(network())):
         heat = KryptonOcclusion(forward).heatmap(x, **WINDOWS)
         assert heat.report.path != "captum", heat.report.reasons
         expected = Occlusion(forward).attribute(x, **WINDOWS)
         torch.testing.assert_close(heat.attribution(), expected, rtol=1e-4, atol=1e-5)
+
+
+def strided(x: Tensor) -> Tensor:
+    return x.mean((2, 3)) + x.contiguous().as_strided((len(x), 3), (432, 144), 7)
+
+
+def quantised() -> nn.Module:
+    """Dynamically: every layer takes its scale from the rows that it sees."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made: nn.Module = torch.ao.quantization.quantize_dynamic(network(), {nn.Linear})
+    return made
 
 
 def _frozen(model: nn.Module) -> Any:

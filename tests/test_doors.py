@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 import numpy as np
 import pytest
@@ -126,6 +126,36 @@ def test_what_does_not_depend_on_the_inputs_may_be_read(door: str) -> None:
         return model(x) * NUMBERS[door](scale)
 
     assert len(capture(forward, (image(),), (True,), (0,)).graph.nodes) > 3
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
+def test_lists_of_torchscript() -> None:
+    @torch.jit.script
+    def turned(x: Tensor) -> Tensor:
+        values: List[float] = x.flatten().tolist()  # noqa: UP006
+        largest = 0.0
+        for value in values:
+            if value > largest:
+                largest = value
+        return x if largest > 2 else -x
+
+    model = network()
+    for forward in (lambda x: model(turned(x)), turned):
+        with pytest.raises(NotCapturable, match="tolist"):
+            capture(forward, (image(),), (True,), (0,))
+
+
+@pytest.mark.parametrize("bound", [1.0, 2.0, 3.0])
+def test_a_branch_behind_an_unknown_door(bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no door shows, a second recording of faint rows does."""
+    monkeypatch.setattr("captum_krypton._doors._FUNCTIONS", {})
+    model = network()
+
+    def forward(x: Tensor) -> Tensor:
+        return model(x if x.numpy().max() > bound else -x)
+
+    with pytest.raises(NotCapturable, match="other operators"):
+        capture(forward, (image(),), (True,), (0,))
 
 
 @given(data=st.data())
