@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -373,7 +374,8 @@ def test_rates_of_this_machine(cache: Path) -> None:
 @compiled
 def test_a_known_processor(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is this machine's, with as many threads, whatever it is."""
-    this = _calibrate.processor(torch.get_num_threads())
+    kernels = os.environ.get("KRYPTON_KERNELS", "")
+    this = _calibrate.processor(torch.get_num_threads(), kernels)
     monkeypatch.setattr(_calibrate, "KNOWN", {this: TRUE, replace(this, threads=77): GUESSED})
     monkeypatch.setattr(_calibrate, "gauge_of_cpu", Machine(slow(3.0)).gauge)
     assert rates_of(CPU) is TRUE
