@@ -352,8 +352,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
                 return explain(plans, self.approximation, _origins(call, plans))
             ran: list[tuple[Plan, RunStatistics]] = []
             self._engine.maps(call, show_progress, self.approximation, ran)
-            plans, statistics = zip(*ran, strict=True)
-            spent = tuple(s.spent for s in statistics)
+            plans = tuple(plan for plan, _ in ran)
+            spent = tuple(statistics.spent for _, statistics in ran)
             return explain(plans, self.approximation, _origins(call, plans), spent)
         except Fallback as fallback:
             return Explanation((), str(fallback))

@@ -232,3 +232,11 @@ def test_an_input_that_nothing_reads(unread: int, settings: dict[str, Any]) -> N
     assert not maps[unread].attribution().any()
     assert maps[1 - unread].attribution().any()
     assert len(explainer.explain(inputs, **windows, target=1).plans) == 1
+
+
+def test_an_outcome_that_depends_on_nothing() -> None:
+    x, explainer = torch.rand(2, 3, 12, 12), KryptonOcclusion(lambda x: torch.ones(len(x), 3))
+    assert not explainer.attribute(x, **WINDOWS).any()
+    assert explainer.explain(x, **WINDOWS, run=True).plans == ()
+    maps = list(explainer.growing(x[:1], **WINDOWS))
+    assert not maps[-1].attribution().any()
