@@ -84,11 +84,25 @@ def _mixed(memory: Tensor) -> Tensor:
         memory = torch.cat([memory, memory.new_zeros(-memory.numel() % 8)])
     words = memory.view(torch.int64)
     total = words.new_full((), words.numel() * 8 - (8 - rest) % 8)
+    keys = _keys(min(words.numel(), _CHUNK), words.device)
     for first in range(0, words.numel(), _CHUNK):
-        part = words[first : first + _CHUNK]
-        places = torch.arange(first, first + len(part), device=words.device)
-        total = total + _finalised(part ^ _finalised(places * _GOLDEN + _KEY)).sum()
+        part = words[first : first + _CHUNK] ^ keys[: words.numel() - first]
+        if first:
+            part = part + _finalised(total.new_full((), first))
+        total = total + _finalised(part).sum()
     return total
+
+
+_kept: dict[torch.device, Tensor] = {}
+
+
+def _keys(count: int, device: torch.device) -> Tensor:
+    """A random word for every place, made once a device: each launch counts on a GPU."""
+    keys = _kept.get(device)
+    if keys is None or len(keys) < count:
+        places = torch.arange(1 << (count - 1).bit_length(), device=device)
+        keys = _kept[device] = _finalised(places * _GOLDEN + _KEY)
+    return keys[:count]
 
 
 def _finalised(words: Tensor) -> Tensor:
