@@ -14,22 +14,36 @@ from captum._utils.common import _run_forward, _select_targets
 from torch import Tensor
 
 from ._approximate import Approximate, Approximation, Windows, approximate, growing
-from ._arguments import Call, Predicted
-from ._calibrate import calibration_of
-from ._capture import Capture
-from ._check import Noise, Stale, checked_windows, rounding_of
-from ._compile import CompileCache, Compiled, default_memory_budget, signature
-from ._execute import Execution
-from ._group import RunStatistics
-from ._heatmap import OcclusionMap, Report, map_of
-from ._naive import FewWindows, naive_scores
-from ._ops import backend_info
-from ._outcome import difference, resolve_target, row_target, tolerance
+from ._call import (
+    Call,
+    OcclusionMap,
+    Predicted,
+    Report,
+    WindowGrid,
+    difference,
+    map_of,
+    progress,
+    resolve_target,
+    row_target,
+    tolerance,
+)
+from ._capture import Capture, NotCapturable, watched
+from ._kernels import backend_info, calibration_of
 from ._plan import Plan
-from ._progress import progress
-from ._recorder import NotCapturable
-from ._watch import watched
-from ._windows import WindowGrid
+from ._run import (
+    CompileCache,
+    Compiled,
+    Execution,
+    FewWindows,
+    Noise,
+    RunStatistics,
+    Stale,
+    checked_windows,
+    default_memory_budget,
+    naive_scores,
+    rounding_of,
+    signature,
+)
 
 __all__ = ["Engine", "Fallback"]
 

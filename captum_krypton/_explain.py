@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ._approximate import Approximation
-from ._drilldown import DrillDown
-from ._graph import Node, ValueId
+from ._approximate import Approximation, DrillDown
+from ._capture import Node, ValueId
+from ._kernels import convolution_block, join_block
 from ._operators import Algorithm, Kind, Rule
-from ._ops import convolution_block, join_block
 from ._plan import Plan
 
 __all__ = ["Explanation", "OperatorRow", "explain"]

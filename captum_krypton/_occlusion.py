@@ -13,18 +13,23 @@ from captum.log import log_usage
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._approximate import Approximation
-from ._arguments import PREDICTED, ArgumentError, Call, make_call
-from ._calibrate import calibration_of
-from ._drilldown import DrillDown
+from ._approximate import (
+    THRESHOLDS,
+    Approximation,
+    Budget,
+    DrillDown,
+    Tuning,
+    as_grids,
+    sample,
+    torch_version,
+    tuned,
+)
+from ._call import PREDICTED, ArgumentError, Call, OcclusionMap, make_call
 from ._engine import Engine, Fallback
 from ._explain import Explanation, explain
-from ._group import RunStatistics
-from ._heatmap import OcclusionMap
-from ._naive import naive_maps
+from ._kernels import calibration_of
 from ._plan import Plan
-from ._refine import Budget
-from ._tuning import THRESHOLDS, Tuning, as_grids, sample, torch_version, tuned
+from ._run import RunStatistics, naive_maps
 
 __all__ = ["KryptonFallbackWarning", "KryptonOcclusion"]
 

@@ -41,7 +41,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 from captum_krypton import KryptonOcclusion, backend_info
-from captum_krypton._ops import gather_patches
+from captum_krypton._kernels import gather_patches
 
 ROOT = Path(__file__).resolve().parent.parent
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -14,10 +14,10 @@ from dataclasses import asdict
 
 import torch
 
-from captum_krypton._bounds import least
-from captum_krypton._calibrate import processor
-from captum_krypton._measure import gauge_of_cpu
-from captum_krypton._rates import Rates
+from captum_krypton._kernels.bounds import least
+from captum_krypton._kernels.calibrate import processor
+from captum_krypton._kernels.measure import gauge_of_cpu
+from captum_krypton._kernels.rates import Rates
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ from _shared import build_network, load_image, to_input
 from torch import Tensor, nn
 
 from captum_krypton import PREDICTED
-from captum_krypton._approximate import Approximation
-from captum_krypton._arguments import Call, make_call
+from captum_krypton._approximate.strategy import Approximation
+from captum_krypton._call.arguments import Call, make_call
 from captum_krypton._engine import Engine
-from captum_krypton._interpret import run_graph
-from captum_krypton._plan import Plan
+from captum_krypton._plan.plan import Plan
+from captum_krypton._run.interpreter import run_graph
 
 Patch = tuple[tuple[int, int], ...]  # first cell and cells, along each window axis
 COLOURS = ("tab:red", "tab:blue")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from captum_krypton._measure import Gauge, Sample
-from captum_krypton._rates import GUESSED, Rates
+from captum_krypton._kernels.measure import Gauge, Sample
+from captum_krypton._kernels.rates import GUESSED, Rates
 
 # A server's core, with AVX-512.
 TRUE = Rates(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_krypton._ops import arena, join
-from captum_krypton._ops._loader import has_kernels
+from captum_krypton._kernels import arena, join
+from captum_krypton._kernels.loader import has_kernels
 
 pytestmark = pytest.mark.skipif(not has_kernels(), reason="there are no compiled kernels")
 

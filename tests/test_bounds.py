@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machine import TRUE
 
-from captum_krypton._bounds import bounds_of_cpu, bounds_of_gpus, least
-from captum_krypton._rates import GUESSED, GUESSED_OF_GPUS, KNOWN, Rates
+from captum_krypton._kernels.bounds import bounds_of_cpu, bounds_of_gpus, least
+from captum_krypton._kernels.rates import GUESSED, GUESSED_OF_GPUS, KNOWN, Rates
 
 NAMES = sorted(asdict(TRUE))
 # The same processor with what every processor of its kind has, where the kernels are told so.

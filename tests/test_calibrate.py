@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from machine import TRUE, WORK, Lie, Machine, honest
 from torch import Tensor, nn
 
-from captum_krypton import Budget, KryptonOcclusion, _calibrate, _engine
-from captum_krypton._bounds import Bounds, bounds_of_cpu
-from captum_krypton._calibrate import Calibration, Guess, calibration_of, rates_of
-from captum_krypton._measure import Gauge
-from captum_krypton._ops import backend_info, panel_size
-from captum_krypton._rates import GUESSED, GUESSED_OF_GPUS, Rates
+from captum_krypton import Budget, KryptonOcclusion, _engine
+from captum_krypton._kernels import backend_info, calibrate, panel_size
+from captum_krypton._kernels.bounds import Bounds, bounds_of_cpu
+from captum_krypton._kernels.calibrate import Calibration, Guess, calibration_of, rates_of
+from captum_krypton._kernels.measure import Gauge
+from captum_krypton._kernels.rates import GUESSED, GUESSED_OF_GPUS, Rates
 
 CPU = torch.device("cpu")
 ANY = bounds_of_cpu(1)
@@ -355,11 +355,11 @@ def test_a_full_card(tmp_path: Path) -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("KRYPTON_MEASURE", raising=False)
-    monkeypatch.setattr(_calibrate, "gauge_of_cpu", Machine().gauge)
-    monkeypatch.setattr(_calibrate, "KNOWN", {})
-    _calibrate._of_this_machine.cache_clear()
+    monkeypatch.setattr(calibrate, "gauge_of_cpu", Machine().gauge)
+    monkeypatch.setattr(calibrate, "KNOWN", {})
+    calibrate._of_this_machine.cache_clear()
     yield tmp_path / "captum_krypton"
-    _calibrate._of_this_machine.cache_clear()
+    calibrate._of_this_machine.cache_clear()
 
 
 @compiled
@@ -375,12 +375,12 @@ def test_rates_of_this_machine(cache: Path) -> None:
 def test_a_known_processor(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is this machine's, with as many threads, whatever it is."""
     kernels = os.environ.get("KRYPTON_KERNELS", "")
-    this = _calibrate.processor(torch.get_num_threads(), kernels)
-    monkeypatch.setattr(_calibrate, "KNOWN", {this: TRUE, replace(this, threads=77): GUESSED})
-    monkeypatch.setattr(_calibrate, "gauge_of_cpu", Machine(slow(3.0)).gauge)
+    this = calibrate.processor(torch.get_num_threads(), kernels)
+    monkeypatch.setattr(calibrate, "KNOWN", {this: TRUE, replace(this, threads=77): GUESSED})
+    monkeypatch.setattr(calibrate, "gauge_of_cpu", Machine(slow(3.0)).gauge)
     assert rates_of(CPU) is TRUE
     assert calibration_of(CPU).origin.startswith(f"those of {this}, not measured: ")
-    assert _calibrate.processor(1, "avx2") != _calibrate.processor(1)
+    assert calibrate.processor(1, "avx2") != calibrate.processor(1)
 
 
 @compiled
@@ -392,8 +392,8 @@ def test_another_build_is_measured_again(
         build.write_bytes(content)
     for build, files in zip(builds, (1, 2, 2, 3), strict=True):
         info = dataclasses.replace(backend_info(), path=str(build))
-        monkeypatch.setattr(_calibrate, "backend_info", lambda device, info=info: info)
-        _calibrate._of_this_machine.cache_clear()
+        monkeypatch.setattr(calibrate, "backend_info", lambda device, info=info: info)
+        calibrate._of_this_machine.cache_clear()
         assert_close(rates_of(CPU), TRUE)
         assert len(list(cache.glob("rates-*.json"))) == files
 
@@ -416,10 +416,10 @@ def test_which_gpu(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file for each card and precision; they may stand in for a GPU's operators."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     fast = Machine(rates=GUESSED_OF_GPUS)
-    monkeypatch.setattr(_calibrate, "gauge_of_gpu", lambda device: fast.gauge())
-    monkeypatch.setattr(_calibrate, "backend_info", lambda device: backend_info())
+    monkeypatch.setattr(calibrate, "gauge_of_gpu", lambda device: fast.gauge())
+    monkeypatch.setattr(calibrate, "backend_info", lambda device: backend_info())
     for precision in (("ieee", "tf32"), ("tf32", "tf32")):
-        calibration = _calibrate._of_this_gpu.__wrapped__(torch.device("cuda"), precision)
+        calibration = calibrate._of_this_gpu.__wrapped__(torch.device("cuda"), precision)
         assert calibration.rates.linear == pytest.approx(GUESSED_OF_GPUS.linear)
         assert "measured on" in calibration.origin
     assert len(list(cache.glob("rates-*.json"))) == 2
@@ -439,7 +439,7 @@ class Small(nn.Module):
 def test_plans_follow_the_rates_and_maps_stay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Winograd's algorithm is dear at first, then cheap; both make the same map."""
     machine = Machine(slow(4.0, "wide", "narrow"))
-    monkeypatch.setattr(_calibrate, "gauge_of_cpu", machine.gauge)
+    monkeypatch.setattr(calibrate, "gauge_of_cpu", machine.gauge)
     occlusion, x = KryptonOcclusion(Small()), torch.rand(1, 3, 48, 48)
 
     def algorithms() -> list[str]:

@@ -14,11 +14,11 @@ from networks import networks
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._capture import NotCapturable, capture
-from captum_krypton._eager import eagerly
-from captum_krypton._graph import BatchInt, Graph
-from captum_krypton._interpret import prepare_constants, run_graph
-from captum_krypton._simplify import simplified
+from captum_krypton._capture.capture import NotCapturable, capture
+from captum_krypton._capture.eager import eagerly
+from captum_krypton._capture.graph import BatchInt, Graph
+from captum_krypton._capture.simplify import simplified
+from captum_krypton._run.interpreter import prepare_constants, run_graph
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 

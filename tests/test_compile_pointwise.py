@@ -12,8 +12,8 @@ from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._ops import ACTIVATIONS, compiled_finish
-from captum_krypton._ops._block import finish
+from captum_krypton._kernels import ACTIVATIONS, compiled_finish
+from captum_krypton._kernels.finish_block import finish
 
 INFINITE = float("inf")
 

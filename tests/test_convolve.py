@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from layers import Draw
 from torch import Tensor
 
-from captum_krypton._ops import (
+from captum_krypton._kernels import (
     ACTIVATIONS,
     Patches,
-    _reference,
     convolution_block,
     convolve_patches,
     pack_weight,
     panel_size,
+    reference,
 )
 
 EPSILON = torch.finfo(torch.float32).eps
@@ -98,7 +98,7 @@ class Case:
         base, patch, offset, extent = parts(self.source)
         weight = cast(self.weight)
         assert weight is not None
-        return _reference.convolve_patches(
+        return reference.convolve_patches(
             base,
             patch,
             self.source.image,

@@ -14,7 +14,9 @@ import torch
 from captum.attr import Occlusion
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _eager, _naive
+from captum_krypton import KryptonOcclusion
+from captum_krypton._capture import eager
+from captum_krypton._run import naive
 
 WINDOWS: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2), "target": 1}
 
@@ -28,7 +30,7 @@ def network() -> nn.Sequential:
 def test_random_numbers_of_other_threads_stay_drawn(
     few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_naive, "_SETUP_ROWS", few)
+    monkeypatch.setattr(naive, "_SETUP_ROWS", few)
     model, drawn = network(), list[Tensor]()
 
     def forward(x: Tensor) -> Tensor:
@@ -85,13 +87,13 @@ def test_an_import_goes_on_after_an_interrupt(
         "whole = True\n"
     )
     program = (
-        "from captum_krypton import _eager\n"
+        "from captum_krypton._capture import eager\n"
         "try:\n"
-        "    _eager._import_whole('slow_to_import')\n"
+        "    eager._import_whole('slow_to_import')\n"
         "    print('not interrupted')\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
-        "_eager._import_whole('slow_to_import')\n"
+        "eager._import_whole('slow_to_import')\n"
         "import slow_to_import\n"
         "print(slow_to_import.whole)\n"
     )
@@ -107,7 +109,7 @@ def test_an_import_goes_on_after_an_interrupt(
 
 def test_a_failing_import_says_so() -> None:
     with pytest.raises(ModuleNotFoundError):
-        _eager._import_whole("there_is_no_such_module")
+        eager._import_whole("there_is_no_such_module")
 
 
 class Recurrent(nn.Module):
@@ -192,7 +194,7 @@ def test_views_that_are_changed_in_place(view: str) -> None:
 
 @pytest.mark.parametrize("few", [0, 1000])
 def test_forwards_that_need_no_fall_back(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_naive, "_SETUP_ROWS", few)
+    monkeypatch.setattr(naive, "_SETUP_ROWS", few)
     x = torch.rand(1, 3, 12, 12)
     frozen = _frozen(network())
     for forward in (dynamic, strided, frozen, quantised(), nn.DataParallel(network())):

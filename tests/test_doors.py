@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _naive
-from captum_krypton._capture import NotCapturable, capture
-from captum_krypton._probe import probe_rows
+from captum_krypton import KryptonOcclusion
+from captum_krypton._capture.capture import NotCapturable, capture
+from captum_krypton._capture.probe import probe_rows
+from captum_krypton._run import naive
 
 WINDOWS: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2), "target": 1}
 FEW: dict[str, Any] = {**WINDOWS, "strides": (3, 4, 4)}
@@ -148,7 +149,7 @@ def test_lists_of_torchscript() -> None:
 @pytest.mark.parametrize("bound", [1.0, 2.0, 3.0])
 def test_a_branch_behind_an_unknown_door(bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no door shows, a second recording of faint rows does."""
-    monkeypatch.setattr("captum_krypton._doors._FUNCTIONS", {})
+    monkeypatch.setattr("captum_krypton._capture.doors._FUNCTIONS", {})
     model = network()
 
     def forward(x: Tensor) -> Tensor:
@@ -217,8 +218,8 @@ def mixed(x: Tensor, how: str) -> Tensor:
 )
 @pytest.mark.parametrize("windows", [FEW, WINDOWS], ids=["few", "many"])
 def test_rows_that_mix(how: str, windows: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_naive, "_SETUP_ROWS", 24)
-    monkeypatch.setattr(_naive, "_LONG_SECONDS", float("inf"))
+    monkeypatch.setattr(naive, "_SETUP_ROWS", 24)
+    monkeypatch.setattr(naive, "_LONG_SECONDS", float("inf"))
     model = network()
 
     def forward(x: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from test_threshold import small_network
 from torch import Tensor
 
 from captum_krypton import DrillDown, KryptonOcclusion
-from captum_krypton._coarse import CoarseGrid, Floats
-from captum_krypton._drilldown import drill_down, interesting
-from captum_krypton._group import Selection
+from captum_krypton._approximate.coarse import CoarseGrid, Floats
+from captum_krypton._approximate.drilldown import drill_down, interesting
+from captum_krypton._run.group import Selection
 
 COUNTS = st.one_of(
     st.tuples(st.just(1), st.integers(1, 40)),

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _group
-from captum_krypton._arguments import Call, make_call
-from captum_krypton._compile import Compiled
-from captum_krypton._execute import Execution
-from captum_krypton._naive import naive_scores
+from captum_krypton import KryptonOcclusion
+from captum_krypton._call.arguments import Call, make_call
+from captum_krypton._kernels import panel_size
 from captum_krypton._operators import Algorithm
-from captum_krypton._ops import panel_size
+from captum_krypton._run import group
+from captum_krypton._run.compiled import Compiled
+from captum_krypton._run.execution import Execution
+from captum_krypton._run.naive import naive_scores
 
 WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
 
@@ -129,7 +130,7 @@ class Memory:
 
     def __init__(self, rows: int, error: Callable[[], RuntimeError]) -> None:
         self.rows, self.error, self.failures = rows, error, 0
-        self.gather = _group.gather_patches
+        self.gather = group.gather_patches
 
     def __call__(self, base: Tensor, patch: Tensor, *rest: Any) -> Tensor:
         if len(patch) > self.rows:
@@ -151,7 +152,7 @@ ERRORS: dict[str, Callable[[], RuntimeError]] = {
 def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Memory]]:
     def limit(rows: int, error: str) -> Memory:
         memory = Memory(rows, ERRORS[error])
-        monkeypatch.setattr(_group, "gather_patches", memory)
+        monkeypatch.setattr(group, "gather_patches", memory)
         return memory
 
     yield limit
@@ -191,7 +192,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
         calls += 1
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(_group, "gather_patches", fail)
+    monkeypatch.setattr(group, "gather_patches", fail)
     with torch.no_grad(), pytest.raises(RuntimeError, match="a bug"):
         execution(network, question(images)).run(ignore)
     assert calls == 1
@@ -202,7 +203,7 @@ def test_a_batch_holds_only_what_is_still_read(
 ) -> None:
     """Activations go as soon as their last reader has run."""
     most = 0
-    store = _group.store
+    store = group.store
 
     def watched(values: dict[int, Tensor], node: Any, result: Any) -> None:
         nonlocal most
@@ -210,7 +211,7 @@ def test_a_batch_holds_only_what_is_still_read(
         most = max(most, len(values))
 
     run = execution(network, question(images))
-    monkeypatch.setattr(_group, "store", watched)
+    monkeypatch.setattr(group, "store", watched)
     with torch.no_grad():
         run.run(ignore)
     assert 0 < most <= 3  # an operator's operand and its result, and one that goes next

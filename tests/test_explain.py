@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_krypton import Budget, DrillDown, KryptonOcclusion
-from captum_krypton._ops import panel_size
+from captum_krypton._kernels import panel_size
 
 WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
 

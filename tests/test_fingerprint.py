@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from layers import Draw
 from torch import Tensor
 
-from captum_krypton import _fingerprint
-from captum_krypton._fingerprint import fingerprint, fingerprints
+from captum_krypton._capture import fingerprint as hashes
+from captum_krypton._capture.fingerprint import fingerprint, fingerprints
 
 Hash = Callable[[Tensor], object]
 
 
 def of_gpus(tensor: Tensor) -> object:
     """What stands for the content on a GPU; here it is computed on the CPU."""
-    return int(_fingerprint._mixed(_fingerprint._bytes(tensor)))
+    return int(hashes._mixed(hashes._bytes(tensor)))
 
 
 HASHES: dict[str, Hash] = {"cpu": fingerprint, "gpu": of_gpus}
@@ -99,7 +99,7 @@ def test_types(kind: str, dtype: torch.dtype) -> None:
 
 
 def test_a_chunk_after_the_first(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_fingerprint, "_CHUNK", 8)
+    monkeypatch.setattr(hashes, "_CHUNK", 8)
     tensor = torch.arange(100)
     before = HASHES[kind](tensor)
     assert HASHES[kind](tensor.roll(8)) != before

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_krypton._ops import ACTIVATIONS, CHANNELS_LAST, plain_finish
+from captum_krypton._kernels import ACTIVATIONS, CHANNELS_LAST, plain_finish
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

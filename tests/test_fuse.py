@@ -12,11 +12,11 @@ from test_capture import names, run
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._analyse import analyse
-from captum_krypton._capture import capture
-from captum_krypton._fuse import fused
-from captum_krypton._graph import Graph
-from captum_krypton._simplify import simplified
+from captum_krypton._capture.capture import capture
+from captum_krypton._capture.graph import Graph
+from captum_krypton._capture.simplify import simplified
+from captum_krypton._plan.analysis import analyse
+from captum_krypton._plan.fuse import fused
 
 torch.manual_seed(0)
 FIRST = nn.Conv2d(4, 4, 3, padding=1).double()

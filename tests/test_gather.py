@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_krypton._ops import _reference, backend_info, gather_patches
+from captum_krypton._kernels import backend_info, gather_patches
+from captum_krypton._kernels import reference as references
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -101,7 +102,7 @@ def through_dispatcher(case: Case) -> Tensor:
 
 
 def reference(case: Case) -> Tensor:
-    return _reference.gather_patches(*case.arguments())
+    return references.gather_patches(*case.arguments())
 
 
 def for_cuda(case: Case) -> Tensor:
@@ -393,7 +394,7 @@ def test_errors_name_the_argument(
 def test_reference_checks_the_images() -> None:
     arguments = {**GOOD, "image": torch.tensor([0, 1, 2, 0])}
     with pytest.raises(RuntimeError, match="image names row"):
-        _reference.gather_patches(**arguments)
+        references.gather_patches(**arguments)
 
 
 @pytest.mark.parametrize("change", [{"image": GOOD["image"][:2]}, {"read_size": (3, 3, 3)}])

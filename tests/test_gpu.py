@@ -14,17 +14,18 @@ from test_gather import Case, bits, cases, naive, values, wide
 from test_pool import POOLINGS, pooling_network
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _naive, backend_info
-from captum_krypton._ops import (
+from captum_krypton import KryptonOcclusion, backend_info
+from captum_krypton._kernels import (
     ACTIVATIONS,
     POOLED_ON_GPUS,
     Patches,
-    _reference,
     fastest_finish,
     gather_patches,
     plain_finish,
     pool_patches,
+    reference,
 )
+from captum_krypton._run import naive as naive_runs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -121,7 +122,7 @@ def test_pooling(channels: int, maximum: bool, dtype: torch.dtype) -> None:
     made = pool_patches(card, read.cuda(), *rest, **named).cpu()
     wide = [t.double() if t.is_floating_point() else t for t in source]
     asked = (rest[0], None, rest[1], (2, 1), (1, 2), maximum, 5.0)
-    expected = _reference.pool_patches(*wide, read, *asked)
+    expected = reference.pool_patches(*wide, read, *asked)
     assert made.dtype == dtype
     error = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(made.double(), expected, rtol=error, atol=error)
@@ -148,7 +149,7 @@ def test_finish(channels: int, activation: str, last: bool, dtype: torch.dtype) 
 def test_first_windows_run_together_while_a_graph_does_not_pay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_naive, "_SETUP_SECONDS", 1e9)
+    monkeypatch.setattr(naive_runs, "_SETUP_SECONDS", 1e9)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 5)).cuda()
     x, windows = torch.randn(1, 3, 16, 16).cuda(), ((3, 4, 4), (3, 2, 2))
@@ -157,7 +158,7 @@ def test_first_windows_run_together_while_a_graph_does_not_pay(
     assert heat.report.path == "naive"
     expected = Occlusion(model).attribute(x, *windows, target=1)
     torch.testing.assert_close(heat.attribution(), expected, rtol=1e-3, atol=1e-3)
-    monkeypatch.setattr(_naive, "_SETUP_SECONDS", 0.0)
+    monkeypatch.setattr(naive_runs, "_SETUP_SECONDS", 0.0)
     assert krypton.heatmap(x, *windows, target=1).report.path == "incremental"
 
 

@@ -14,7 +14,7 @@ from test_convolve import EPSILON, counted, extents, numbers, patches
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._ops import Patches, join_patches, panel_size
+from captum_krypton._kernels import Patches, join_patches, panel_size
 
 
 def block(source: Patches, read_offset: Tensor, size: tuple[int, int]) -> Tensor:

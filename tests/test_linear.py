@@ -13,8 +13,8 @@ from test_capture import captured, names, run
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._graph import Graph
-from captum_krypton._simplify import simplified
+from captum_krypton._capture.graph import Graph
+from captum_krypton._capture.simplify import simplified
 
 torch.manual_seed(0)
 CONV = nn.Conv2d(3, 8, 3, padding=1)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-import captum_krypton._ops as ops
-from captum_krypton._ops import _loader
+import captum_krypton._kernels as ops
+from captum_krypton._kernels import loader
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LIBRARY = "captum_krypton_kernels.so"
@@ -24,7 +24,7 @@ LIBRARY = "captum_krypton_kernels.so"
 PROBE = """
 import json, warnings
 import torch
-import captum_krypton._ops as ops
+import captum_krypton._kernels as ops
 
 answer = {"loaded_on_import": sorted(torch.ops.loaded_libraries), "warnings": [], "error": None}
 with warnings.catch_warnings(record=True) as caught:
@@ -108,7 +108,7 @@ def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 def fresh(root: Path) -> Install:
     install = Install(root)
     (root / "empty").mkdir()
-    shutil.copytree(CHECKOUT / "captum_krypton" / "_ops", install.package / "_ops")
+    shutil.copytree(CHECKOUT / "captum_krypton" / "_kernels", install.package / "_kernels")
     shutil.copytree(CHECKOUT / "csrc", install.package / "csrc")
     (install.package / "__init__.py").touch()
     return install
@@ -271,10 +271,10 @@ def test_a_broken_binary_for_cuda_leaves_those_for_the_cpu(
     (tmp_path / f"_C_cuda{EXTENSION_SUFFIXES[-1]}").write_bytes(b"no library")
     monkeypatch.delenv("KRYPTON_BACKEND", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(_loader, "_PACKAGE", tmp_path)
-    monkeypatch.setattr(_loader, "_searches", {"cpu": _loader.load()})
-    monkeypatch.setattr(_loader, "ready", {"cpu"})
-    monkeypatch.setattr(_loader, "_registered", lambda wanted: False)
+    monkeypatch.setattr(loader, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(loader, "_searches", {"cpu": loader.load()})
+    monkeypatch.setattr(loader, "ready", {"cpu"})
+    monkeypatch.setattr(loader, "_registered", lambda wanted: False)
     with pytest.warns(ops.KryptonBackendWarning, match="does not load"):
         info = ops.backend_info("cuda")
     assert (info.name, info.path) == ("reference", None)
@@ -284,8 +284,8 @@ def test_a_broken_binary_for_cuda_leaves_those_for_the_cpu(
 def test_a_torch_without_cuda_has_no_kernels_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KRYPTON_BACKEND", raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(_loader, "_searches", {})
-    monkeypatch.setattr(_loader, "ready", set())
+    monkeypatch.setattr(loader, "_searches", {})
+    monkeypatch.setattr(loader, "ready", set())
     info = ops.backend_info("cuda")
     assert (info.name, info.reasons) == ("reference", ("torch has no CUDA",))
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from machine import TRUE, WORK, Lie, Machine
 
-from captum_krypton._measure import Gauge, Sample, gauge_of_cpu, gauge_of_gpu
-from captum_krypton._ops import panel_size
-from captum_krypton._rates import GUESSED, GUESSED_OF_GPUS, Rates
+from captum_krypton._kernels import panel_size
+from captum_krypton._kernels.measure import Gauge, Sample, gauge_of_cpu, gauge_of_gpu
+from captum_krypton._kernels.rates import GUESSED, GUESSED_OF_GPUS, Rates
 
 CPU = torch.device("cpu")
 compiled = pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")

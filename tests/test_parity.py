@@ -39,8 +39,9 @@ from networks import (
 )
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _compile
-from captum_krypton._rates import GUESSED
+from captum_krypton import KryptonOcclusion
+from captum_krypton._kernels.rates import GUESSED
+from captum_krypton._run import compiled
 
 # Any other warning is an error (pyproject.toml): a network that cannot be captured fails its test
 # with the reason in the traceback.
@@ -66,7 +67,7 @@ def krypton(draw: Draw, forward: Callable[..., Any]) -> Iterator[KryptonOcclusio
     winograd_free = replace(GUESSED, product=1e-15, transform=1e-15)
     rates = draw(st.sampled_from([GUESSED, calls_free, winograd_free]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_compile, "rates_of", lambda device: rates)
+        patch.setattr(compiled, "rates_of", lambda device: rates)
         yield KryptonOcclusion(
             forward,
             memory_budget=draw(st.sampled_from([None, 10_000, 300_000])),

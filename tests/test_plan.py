@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from networks import Case, cases
 from torch import Tensor, nn
 
-from captum_krypton import _plan
-from captum_krypton._analyse import Analysis, analyse
-from captum_krypton._arguments import Call, make_call
-from captum_krypton._capture import capture
-from captum_krypton._compile import Compiled, window_axes
-from captum_krypton._fuse import fused
+from captum_krypton._call.arguments import Call, make_call
+from captum_krypton._capture.capture import capture
+from captum_krypton._capture.simplify import simplified
+from captum_krypton._kernels.rates import GUESSED
 from captum_krypton._operators import Means
-from captum_krypton._plan import Plan, make_plan
-from captum_krypton._rates import GUESSED
-from captum_krypton._simplify import simplified
+from captum_krypton._plan import plan as planning
+from captum_krypton._plan.analysis import Analysis, analyse
+from captum_krypton._plan.fuse import fused
+from captum_krypton._plan.plan import Plan, make_plan
+from captum_krypton._run.compiled import Compiled, window_axes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
@@ -123,7 +123,7 @@ def test_multiply_accumulates_of_a_convolution(
     network = nn.Conv2d(*channels, kernel, padding=kernel // 2)
     call = called(torch.rand(1, channels[0], size, size), (channels[0], window, window), 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "_MAX_SEGMENTS", size)
+        patch.setattr(planning, "_MAX_SEGMENTS", size)
         plans = patched(network, call, means=FREE_CALLS), patched(network, call, means=KERNELS)
     each = channels[0] * channels[1] * kernel**2
     reach = kernel // 2
@@ -143,7 +143,7 @@ def test_one_segment_is_the_papers_plan() -> None:
     """All windows in one group have the interior's patch, also at the border (Eq. 40-41)."""
     network = nn.Conv2d(3, 8, 3, padding=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "_MAX_SEGMENTS", 1)
+        patch.setattr(planning, "_MAX_SEGMENTS", 1)
         plan = patched(network, called(torch.rand(1, 3, 32, 32), (3, 4, 4), (3, 4, 4)))
     (group,) = plan.groups
     boxes = group.boxes[plan.analysis.graph.nodes[0].outputs[0]]
@@ -171,7 +171,7 @@ def test_no_cut_is_cheaper(deep: tuple[nn.Module, Analysis, Any], axis: int, seg
     """The dynamic programme against every cut there is."""
     _, analysis, plan = deep
     positions = plan.grid.counts[plan.axes[axis]]
-    segmenter = _plan._Segmenter(analysis, reaches(plan), plan.costs, TORCH, axis, positions)
+    segmenter = planning._Segmenter(analysis, reaches(plan), plan.costs, TORCH, axis, positions)
 
     def cost(bounds: tuple[int, ...]) -> float:
         return sum(segmenter.cost[i, j] for i, j in itertools.pairwise(bounds))
@@ -229,7 +229,7 @@ def test_a_plan_is_no_dearer_than_one_group(data: st.DataObject) -> None:
     case = data.draw(cases(2))
     chosen = plan_of(case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "_MAX_SEGMENTS", 1)
+        patch.setattr(planning, "_MAX_SEGMENTS", 1)
         single = plan_of(case)
     assume(math.isfinite(single.seconds))
     assert chosen.seconds <= single.seconds * (1 + 1e-9)

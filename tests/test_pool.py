@@ -14,10 +14,10 @@ from test_convolve import EPSILON, counted, extents, numbers, patches
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._compile import Compiled
+from captum_krypton._kernels import POOLED_ON_GPUS, Patches, panel_size, pool_patches, reference
+from captum_krypton._kernels.rates import GUESSED_OF_GPUS
 from captum_krypton._operators import Means
-from captum_krypton._ops import POOLED_ON_GPUS, Patches, _reference, panel_size, pool_patches
-from captum_krypton._rates import GUESSED_OF_GPUS
+from captum_krypton._run.compiled import Compiled
 
 
 def for_cuda(
@@ -72,7 +72,7 @@ def test_equals_the_reference(run: Any, maximum: bool, data: st.DataObject) -> N
         output_extent=extent,
     )
     base, patch = source.base.double(), source.patch.double()
-    expected = _reference.pool_patches(
+    expected = reference.pool_patches(
         base,
         patch,
         source.image,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from captum_krypton._ops import panel_size
+from captum_krypton._kernels import panel_size
 
 TESTS = ("test_convolve.py", "test_range.py", "test_pool.py", "test_join.py", "test_accuracy.py")
 # What PyTorch and oneDNN call what the kernels call so, and output channels in a panel there.

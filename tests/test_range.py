@@ -15,7 +15,7 @@ from layers import Draw
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._ops import (
+from captum_krypton._kernels import (
     ACTIVATIONS,
     Patches,
     convolve_patches,
@@ -24,7 +24,7 @@ from captum_krypton._ops import (
     panel_size,
     winograd_limit,
 )
-from captum_krypton._ops._activation import activate
+from captum_krypton._kernels.activation import activate
 
 EPSILON = torch.finfo(torch.float32).eps
 HUGE = (30.0, 1e3, 1e4, 1e6, 9999000.0, 1e8, 1e13, 1e20, 1e28)

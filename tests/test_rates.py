@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from captum_krypton._rates import GUESSED, KNOWN, Processor
+from captum_krypton._kernels.rates import GUESSED, KNOWN, Processor
 
 
 def test_which_rate_a_convolution_has() -> None:

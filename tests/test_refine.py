@@ -14,11 +14,11 @@ from scipy.ndimage import gaussian_filter
 from test_threshold import small_network
 
 from captum_krypton import Budget, DrillDown, KryptonOcclusion, ssim
-from captum_krypton._coarse import Floats
-from captum_krypton._field import Field, likeliest
-from captum_krypton._quality import expected_ssim
-from captum_krypton._refine import Growth, grow
-from captum_krypton._regions import Mask
+from captum_krypton._approximate.coarse import Floats
+from captum_krypton._approximate.gaussian_process import Field, likeliest
+from captum_krypton._approximate.quality import expected_ssim
+from captum_krypton._approximate.refine import Growth, grow
+from captum_krypton._operators.regions import Mask
 
 # Memory that nothing was written to may hold any number. This one raises where it is touched.
 NOT_RUN = np.array([0x7FF0000000000001], np.uint64).view(np.float64)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captum_krypton._regions import (
+from captum_krypton._call.windows import WindowGrid
+from captum_krypton._operators.regions import (
     Box,
     Reach,
     align,
@@ -19,7 +20,6 @@ from captum_krypton._regions import (
     window_reach,
     window_read,
 )
-from captum_krypton._windows import WindowGrid
 
 
 def changed(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int]:

@@ -20,19 +20,21 @@ from networks import networks
 from test_execute import expected, question
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, _group, _replay
-from captum_krypton._base import Base
-from captum_krypton._compile import Compiled
-from captum_krypton._execute import Execution
-from captum_krypton._resident import Residents
+from captum_krypton import KryptonOcclusion
+from captum_krypton._kernels import cuda_graph
+from captum_krypton._run import group
+from captum_krypton._run.base import Base
+from captum_krypton._run.compiled import Compiled
+from captum_krypton._run.execution import Execution
+from captum_krypton._run.resident import Residents
 
 
 @pytest.fixture(autouse=True, scope="module")
 def graphs_on_the_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_replay, "Graph", HostGraph)
-        patch.setattr(_replay, "Pool", HostPool)
-        patch.setattr(_group, "_MANY", 2)
+        patch.setattr(cuda_graph, "Graph", HostGraph)
+        patch.setattr(cuda_graph, "Pool", HostPool)
+        patch.setattr(group, "_MANY", 2)
         yield
 
 
@@ -105,7 +107,7 @@ def test_the_first_map_replays_what_it_runs_often(
 def test_a_first_map_of_few_batches_is_not_worth_a_capture(
     network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_group, "_MANY", 16)
+    monkeypatch.setattr(group, "_MANY", 16)
     runs = Runs(network, question(images), 64)
     assert [runs(images)[1].statistics.replayed > 0 for _ in range(2)] == [False, True]
 
@@ -146,9 +148,9 @@ def changed(thing: Any, name: str, value: bool) -> Iterator[None]:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings_that_a_graph_holds_on_to_are_in_its_key(setting: str) -> None:
     device = torch.device("cpu")
-    before = _replay.settings(device)
+    before = cuda_graph.settings(device)
     with SETTINGS[setting]():
-        assert _replay.settings(device) != before
+        assert cuda_graph.settings(device) != before
 
 
 def test_other_settings_are_other_graphs(network: nn.Module, images: Tensor) -> None:
@@ -174,7 +176,7 @@ def test_nothing_is_captured_twice(
     network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, inputs: int
 ) -> None:
     """Not for several inputs that are occluded in turn, nor for images in parts."""
-    monkeypatch.setattr(_replay, "Graph", Counting)
+    monkeypatch.setattr(cuda_graph, "Graph", Counting)
     residents = Residents(inputs)
     runs = [Runs(network, question(images), 10) for _ in range(inputs)]
     for each in runs:
@@ -256,7 +258,7 @@ def test_what_cannot_be_captured_is_said_and_run_by_its_operators(
     def refuse(work: Any, pool: Any, device: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(_replay, "Graph", refuse)
+    monkeypatch.setattr(cuda_graph, "Graph", refuse)
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
         scores, run = runs(images)
     torch.testing.assert_close(scores, expected(network, question(images)))
@@ -274,7 +276,7 @@ def test_a_graph_that_gives_something_else_is_not_used(
             for tensor in self.result.values():
                 tensor.mul_(2)
 
-    monkeypatch.setattr(_replay, "Graph", Wrong)
+    monkeypatch.setattr(cuda_graph, "Graph", Wrong)
     runs = Runs(network, question(images), 10)
     with pytest.warns(RuntimeWarning, match="other values"):
         scores, run = runs(images)
@@ -295,7 +297,7 @@ def test_work_that_runs_at_its_capture_is_noticed(
         def replay(self) -> None:
             pass
 
-    monkeypatch.setattr(_replay, "Graph", Empty)
+    monkeypatch.setattr(cuda_graph, "Graph", Empty)
     runs = Runs(network, question(images), most)
     with pytest.warns(RuntimeWarning, match="other values"):
         for number in range(2):  # the second captures at the first row
@@ -312,7 +314,7 @@ def test_out_of_memory_halves_the_batch(
     def full(work: Any, pool: Any, device: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(_replay, "Graph", full)
+    monkeypatch.setattr(cuda_graph, "Graph", full)
     runs = Runs(network, question(images), 16)
     scores, run = runs(images)
     torch.testing.assert_close(scores, expected(network, question(images)))

@@ -15,15 +15,15 @@ from test_plan import KERNELS, TORCH, called, patched
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._execute import Execution
-from captum_krypton._graph import ValueId, resolve
-from captum_krypton._interpret import prepare_constants, run_graph, store
-from captum_krypton._layout import channels_last
-from captum_krypton._naive import occluded_inputs
+from captum_krypton._capture.graph import ValueId, resolve
+from captum_krypton._kernels import panel_size
 from captum_krypton._operators import Kind, Means
-from captum_krypton._ops import panel_size
-from captum_krypton._plan import Plan
-from captum_krypton._regions import Reach, crop, window_reach
+from captum_krypton._operators.regions import Reach, crop, window_reach
+from captum_krypton._plan.plan import Plan
+from captum_krypton._run.execution import Execution
+from captum_krypton._run.interpreter import prepare_constants, run_graph, store
+from captum_krypton._run.layout import channels_last
+from captum_krypton._run.naive import occluded_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from captum_krypton import KryptonOcclusion, Tuning, ssim
-from captum_krypton._tuning import THRESHOLDS, chosen, sample, tuned
+from captum_krypton._approximate.tuning import THRESHOLDS, chosen, sample, tuned
 
 QUESTION: dict[str, Any] = {"sliding_window_shapes": (3, 6, 6), "strides": (3, 2, 2)}
 

@@ -16,7 +16,7 @@ from test_parity import check_precision
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._ops import panel_size
+from captum_krypton._kernels import panel_size
 
 
 class Block(nn.Module):

@@ -1,20 +1,11 @@
-"""One rule for every operator kind that can work on a part of its input.
+"""TODO."""
 
-An operator without a rule is a global operator: right, only slower.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from .._graph import Node
-from . import _convolution, _join, _pointwise, _reduce, _resample, _shape, _splice, _window
-from ._rule import (
+from .regions import Box, Floats, Integers, Mask, Reach, align, crop, exact, same_boxes
+from .rule import (
     Algorithm,
     Boxes,
     Dims,
     Frame,
-    Group,
     Kind,
     Means,
     PatchRule,
@@ -25,106 +16,33 @@ from ._rule import (
     batch_rows,
     whole_step,
 )
-from ._whole import read_by_kernels, whole
+from .table import rule_for
+from .whole_volume import read_by_kernels, whole
 
 __all__ = [
     "Algorithm",
+    "Box",
     "Boxes",
     "Dims",
+    "Floats",
     "Frame",
-    "Group",
+    "Integers",
     "Kind",
+    "Mask",
     "Means",
     "PatchRule",
+    "Reach",
     "Rule",
     "Step",
     "View",
+    "align",
     "along",
     "batch_rows",
+    "crop",
+    "exact",
     "read_by_kernels",
     "rule_for",
+    "same_boxes",
     "whole",
     "whole_step",
 ]
-
-Builder = Callable[[Node, View], Rule | None]
-
-_BUILDERS: dict[str, tuple[Builder, ...]] = {
-    "aten.convolution": (_convolution.convolution, _resample.transposed_convolution),
-    "captum_krypton.convolution_block": (_convolution.convolution,),
-    "captum_krypton.join_block": (_join.block,),
-    "aten.max_pool2d_with_indices": (_window.max_pooling,),
-    "aten.max_pool3d_with_indices": (_window.max_pooling,),
-    "aten.max_pool2d": (_window.max_pooling,),
-    "aten.max_pool3d": (_window.max_pooling,),
-    "aten.adaptive_max_pool2d": (_window.max_pooling,),
-    "aten.adaptive_max_pool3d": (_window.max_pooling,),
-    "aten.avg_pool2d": (_window.average_pooling,),
-    "aten.avg_pool3d": (_window.average_pooling,),
-    "aten._adaptive_avg_pool2d": (_window.average_pooling,),
-    "aten._adaptive_avg_pool3d": (_window.average_pooling,),
-    "aten.pixel_unshuffle": (_window.unshuffle,),
-    "aten.pixel_shuffle": (_resample.shuffle,),
-    "aten.constant_pad_nd": (_resample.constant_padding,),
-    "aten.linear": (_pointwise.linear,),
-    "aten.native_layer_norm": (_pointwise.layer_norm,),
-    "aten.cat": (_join.concatenate, _splice.concatenate_along),
-    "aten.stack": (_join.concatenate,),
-    "aten.permute": (_shape.permute,),
-    "aten.transpose": (_shape.permute,),
-    "aten.expand": (_shape.expand,),
-    "aten.slice_scatter": (_shape.scatter, _splice.scatter_along),
-    "aten.select_scatter": (_shape.scatter,),
-    "aten.native_channel_shuffle": (_shape.regroup,),
-    "aten.channel_shuffle": (_shape.regroup,),
-    "aten.select": (_shape.pick,),
-    "aten.slice": (_shape.pick, _resample.index_map),
-    "aten.index_select": (_shape.pick, _resample.index_map),
-    "aten.flip": (_pointwise.across_dims, _resample.index_map),
-    "aten.roll": (_pointwise.across_dims, _resample.index_map),
-}
-
-
-def _register(names: str, *builders: Builder) -> None:
-    for name in names.split():
-        _BUILDERS[f"aten.{name}"] = builders
-
-
-_register("view _unsafe_view reshape _reshape_alias squeeze unsqueeze", _shape.reshape)
-# Operators of which an argument may grow with the batch: it is a size.
-_TAKES_SIZES = {
-    f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "expand")
-}
-_register("split split_with_sizes chunk unbind", _shape.pick)
-_register("native_batch_norm cudnn_batch_norm miopen_batch_norm", _pointwise.batch_norm)
-_register("_native_batch_norm_legit_no_training _batch_norm_no_update", _pointwise.batch_norm)
-_register("reflection_pad1d reflection_pad2d reflection_pad3d", _resample.index_map)
-_register("replication_pad1d replication_pad2d replication_pad3d", _resample.index_map)
-_register("upsample_nearest1d upsample_nearest2d upsample_nearest3d", _resample.index_map)
-_register("_upsample_nearest_exact1d _upsample_nearest_exact2d", _resample.index_map)
-_register("_upsample_nearest_exact3d", _resample.index_map)
-_register("upsample_linear1d upsample_bilinear2d upsample_trilinear3d", _resample.interpolation)
-_register("upsample_bicubic2d _upsample_bilinear2d_aa", _resample.interpolation)
-_register("_upsample_bicubic2d_aa", _resample.interpolation)
-
-
-def rule_for(node: Node, view: View) -> Rule | None:
-    """The rule by which `node` passes a local change on, or None: it is a global operator.
-
-    Called only for operators with a local operand. Operands that are changed everywhere are for
-    point operators alone.
-    """
-    if any(0 in view.shape(v) for v in (*node.operands(), *node.results)):
-        return None
-    if node.name not in _TAKES_SIZES and node.grows:
-        return None  # such as a convolution with a group for each row of the batch
-    if any(view.kinds[v] is Kind.FULL for v in node.operands()):
-        return _pointwise.pointwise(node, view)
-    builders = _BUILDERS.get(node.name, ())
-    if not builders and node.name in _pointwise.ACROSS_DIMS:
-        builders = (_pointwise.across_dims, _reduce.reduction)
-    for builder in (*builders, _pointwise.pointwise):
-        rule = builder(node, view)
-        if rule is not None:
-            return rule
-    return None

@@ -1,0 +1,246 @@
+"""Occlusion maps: the outcome at every window, and what is made of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .windows import WindowGrid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["OcclusionMap", "Report", "map_of"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a map was made.
+
+    Attributes:
+        path: "incremental" (only what a window can reach was computed again), "full" (whole
+            volumes in the captured graph, where a plan with patches would have cost more),
+            "naive" (the forward function for every window: a model's first ones, too few for a
+            graph to pay) or "captum" (a fall-back, for the reasons given).
+        reasons: why the path is not "incremental".
+        windows: windows of the map, an input's images not counted.
+        groups: groups of windows of equal geometry.
+        batches: batches run.
+        batch_size: the most rows in a batch at the end.
+        seconds: wall-clock time in all.
+        setup_seconds: the part of it spent on capture, planning and the first use's check.
+        theoretical_speedup: multiply-accumulates saved over the map (Eq. 17), those of windows that
+            were not run among them; 1 where none are.
+        checked_windows: windows also run through the forward function itself (first use only).
+        largest_check_error: the largest difference seen there, in units of the outcome.
+        backend: the gather kernel in use, "cpp", "cuda" or "reference".
+        predicted_seconds: what base and windows of all images were expected to take.
+        threshold: the projective field threshold tau (Section 4.2); 1 where no change was cropped.
+        windows_evaluated: windows that were run, over all images; the others were interpolated.
+        windows_exact: windows that were run without a threshold.
+        estimated_ssim: the structural similarity to the exact map that the map of each image is
+            expected to have at least; 1 where all are exact, None where nothing was estimated.
+        batches_replayed: batches that were replayed from a CUDA graph.
+    """
+
+    path: str
+    reasons: tuple[str, ...] = ()
+    windows: int = 0
+    groups: int = 0
+    batches: int = 0
+    batch_size: int = 0
+    seconds: float = 0.0
+    setup_seconds: float = 0.0
+    theoretical_speedup: float = 1.0
+    checked_windows: int = 0
+    largest_check_error: float = 0.0
+    backend: str = ""
+    predicted_seconds: float = 0.0
+    threshold: float = 1.0
+    windows_evaluated: int = 0
+    windows_exact: int = 0
+    estimated_ssim: float | None = None
+    batches_replayed: int = 0
+
+
+@dataclass(frozen=True)
+class OcclusionMap:
+    """The outcome of a model at every window of one input.
+
+    Attributes:
+        scores: the paper's M (Eq. 6), the outcome with the window covered: (N, grid...) for one
+            target an example, (N, outputs..., grid...) for `target=None`. The grid has one entry
+            a window position along each dimension of the input; the channels are left out where
+            the window spans them all.
+        reference: the outcome of the untouched input, (N,) or (N, outputs...).
+        grid: where the windows lie.
+        target: the target that the outcome was selected with, as Captum takes it.
+        report: how the map was made.
+    """
+
+    scores: Tensor
+    reference: Tensor
+    grid: WindowGrid
+    target: Any
+    report: Report
+
+    def attribution(self) -> Tensor:
+        """Captum's attribution of this map.
+
+        The mean, over the windows that cover a cell, of the drop of the outcome.
+
+        Returns:
+            float32, (outcomes, *input shape): one row an example for one target an example, one
+            row an output of every example for `target=None`, as in `captum.attr.Occlusion`.
+        """
+        counts, shape = self.grid.counts, self.grid.shape
+        scores = self.scores.reshape(-1, *counts)
+        reference = self.reference.reshape(-1, *([1] * len(counts)))
+        out = torch.empty((scores.shape[0], *shape), dtype=torch.float32, device=scores.device)
+        cover = [torch.from_numpy(self.grid.cover(d)).to(scores.device) for d in range(len(counts))]
+        for row in range(scores.shape[0]):
+            total = reference[row].double() - scores[row].double()
+            for dim, matrix in enumerate(cover):
+                total = _contract(total, matrix, dim)
+            for dim, matrix in enumerate(cover):
+                total = total / matrix.sum(1).reshape(
+                    [-1 if d == dim else 1 for d in range(len(shape))]
+                )
+            out[row] = total
+        return out
+
+    def extent(self, size: tuple[int, int] | None = None) -> tuple[float, float, float, float]:
+        """Where the map lies on its image, so that every number stands in the middle of its window.
+
+        Args:
+            size: height and width of the image as it is drawn; left out, those of the input.
+
+        Returns:
+            Left, right, bottom and top, in pixels: matplotlib's `extent`.
+
+        Raises:
+            ValueError: where the map does not have two window axes.
+        """
+        grid = self.grid
+        axes = [d for d, count in enumerate(grid.counts) if count > 1]
+        if len(axes) != 2:
+            raise ValueError(f"a map with two window axes has an extent, not one of {grid.counts}")
+        edges = []
+        for axis, length in zip(axes, size or [grid.shape[d] for d in axes], strict=True):
+            scale = length / grid.shape[axis]
+            first = (grid.window[axis] - grid.stride[axis]) / 2
+            edges.append((first * scale, (first + grid.stride[axis] * grid.counts[axis]) * scale))
+        (top, bottom), (left, right) = edges
+        return left, right, bottom, top
+
+    def plot(
+        self, image: Any = None, *, example: int = 0, output: int | tuple[int, ...] | None = None
+    ) -> Figure:
+        """Draws the image, the heat map and the map laid over the image.
+
+        Colours are the paper's: jet_r from 0.75 p to min(1, 1.25 p), where p is the outcome of
+        the untouched input. Where p is no probability the scale is p -+ 0.25 |p|.
+
+        Args:
+            image: what to draw under the map: (H, W), (H, W, 3) or (3, H, W), an array or a
+                tensor, in 0..1 or 0..255. Left out: no picture, only the map.
+            example: which example of the batch.
+            output: which output, for a map of `target=None`.
+
+        Returns:
+            A matplotlib figure.
+
+        Raises:
+            ValueError: where the map does not have two window axes, or has several outputs and
+                `output` is not given.
+        """
+        from matplotlib.figure import Figure as NewFigure
+
+        scores = self.scores[example]
+        reference = self.reference[example]
+        if output is not None:
+            index = output if isinstance(output, tuple) else (output,)
+            scores, reference = scores[index], reference[index]
+        if reference.dim() > 0:
+            raise ValueError(
+                f"output must say which of the outputs {tuple(reference.shape)} to draw"
+            )
+        scores = scores.squeeze()
+        if scores.dim() != 2:
+            raise ValueError(
+                f"plot draws maps with two window axes, this one has {tuple(scores.shape)}"
+            )
+        heat, p = scores.float().cpu().numpy(), float(reference)
+        low, high = colour_range(p)
+        picture = None if image is None else as_picture(image)
+        figure = NewFigure(figsize=(4.5 if picture is None else 12, 4), layout="constrained")
+        panels = figure.subplots(1, 1 if picture is None else 3, squeeze=False)[0]
+        style = {"cmap": "jet_r", "vmin": low, "vmax": high, "interpolation": "nearest"}
+        where = panels[0] if picture is None else panels[1]
+        drawn = where.imshow(heat, **style)
+        where.set_title("outcome with the window covered")
+        if picture is not None:
+            panels[0].imshow(picture, cmap="gray")
+            panels[0].set_title(f"image, outcome {p:.3g}")
+            height, width = picture.shape[:2]
+            panels[2].imshow(picture, cmap="gray", extent=(0, width, height, 0))
+            panels[2].imshow(heat, extent=self.extent((height, width)), alpha=0.5, **style)
+            panels[2].set(xlim=(0, width), ylim=(height, 0))
+            panels[2].set_title("overlay")
+        for panel in panels:
+            panel.set_axis_off()
+        figure.colorbar(drawn, ax=panels[-1])
+        return figure
+
+
+def _contract(total: Tensor, matrix: Tensor, dim: int) -> Tensor:
+    """Sums the windows along one dimension over the cells that each covers."""
+    if matrix.shape[1] == 1 and bool((matrix == 1).all()):
+        return total.expand(*total.shape[:dim], matrix.shape[0], *total.shape[dim + 1 :])
+    summed: Tensor = torch.tensordot(matrix, total, dims=([1], [dim]))
+    return summed.movedim(0, dim)
+
+
+def colour_range(p: float) -> tuple[float, float]:
+    """The paper's colour scale for an outcome of `p`."""
+    if 0 < p <= 1:
+        return 0.75 * p, min(1.0, 1.25 * p)
+    margin = 0.25 * abs(p) if p and math.isfinite(p) else 1.0
+    centre = p if math.isfinite(p) else 0.0
+    return centre - margin, centre + margin
+
+
+def as_picture(image: Any) -> np.ndarray[Any, Any]:
+    """An array that matplotlib draws: (H, W) or (H, W, 3), in 0..1."""
+    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3):
+        raise ValueError(f"image must be (H, W), (H, W, 3) or (3, H, W), not {tuple(array.shape)}")
+    array = array.astype(np.float64)
+    if array.min() < 0:  # a normalised tensor
+        array = (array - array.min()) / max(float(np.ptp(array)), 1e-12)
+    elif array.max() > 1:
+        array = array / 255.0
+    return np.clip(array, 0, 1)
+
+
+def map_of(
+    grid: WindowGrid, scores: Tensor, reference: Tensor, target: Any, report: Report
+) -> OcclusionMap:
+    """The map of a grid's windows, from their outcomes (N, windows, outputs...)."""
+    counts = grid.counts
+    if len(counts) > 1 and counts[0] == 1:
+        counts = counts[1:]
+    ordered = scores.movedim(1, -1)
+    ordered = ordered.reshape(*ordered.shape[:-1], *counts)
+    return OcclusionMap(ordered, reference, grid, target, report)

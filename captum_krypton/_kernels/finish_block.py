@@ -1,0 +1,179 @@
+"""`convolution_block`: a convolution and the sum, activation and clamp that follow it, in one."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from types import FunctionType
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from . import loader
+from .activation import ACTIVATIONS, activate
+from .formats import CHANNELS_LAST
+from .library import library
+
+__all__ = ["compiled_finish", "convolution_block", "fastest_finish", "finish", "plain_finish"]
+
+library.define(
+    "convolution_block(Tensor input, Tensor weight, Tensor? bias, int[] stride, "
+    "int[] padding, int[] dilation, int groups, Tensor? residual, float low, float high, "
+    "str activation='none') -> Tensor"
+)
+library.define(
+    "finish_block(Tensor(a!) sums, Tensor? bias, Tensor? residual, float low, float high, "
+    "int activation) -> Tensor(a!)"
+)
+
+
+def _convolution_block(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    residual: Tensor | None,
+    low: float,
+    high: float,
+    activation: str = "none",
+) -> Tensor:
+    none = [0] * len(stride)
+    out: Tensor = torch.ops.aten.convolution.default(
+        input, weight, bias, stride, padding, dilation, False, none, groups
+    )
+    return finish(out, residual, low, high, activation)
+
+
+def finish(
+    out: Tensor, residual: Tensor | None, low: float, high: float, activation: str = "none"
+) -> Tensor:
+    """Adds the residual to `out`, activates and clamps, in place."""
+    if residual is not None:
+        out.add_(residual)
+    activate(out, activation)
+    if low > -math.inf or high < math.inf:
+        out.clamp_(low, high)
+    return out
+
+
+Finish = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+def plain_finish(low: float, high: float, activation: str) -> Finish:
+    """A function that adds a bias and does the rest of `finish`, by PyTorch's operators.
+
+    Its arguments are the sums, which it overwrites, the bias of each channel and the residual.
+    """
+
+    def finished(out: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if bias is not None:
+            out.add_(bias.reshape(-1, *[1] * (out.dim() - 2)))
+        return finish(out, residual, low, high, activation)
+
+    return finished
+
+
+def _finish_block(
+    sums: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    low: float,
+    high: float,
+    activation: int,
+) -> Tensor:
+    """The reference of `captum_krypton::finish_block`."""
+    return plain_finish(low, high, ACTIVATIONS[activation])(sums, bias, residual)
+
+
+def fastest_finish(low: float, high: float, activation: str, device: torch.device) -> Finish:
+    """`plain_finish`, in one pass where a GPU's kernel is there."""
+    plain = plain_finish(low, high, activation)
+    if device.type != "cuda" or loader.load("cuda").path is None:
+        return plain
+    number = ACTIVATIONS.index(activation)
+
+    def finished(sums: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if not (_is_packed(sums) and sums.is_floating_point()):
+            return plain(sums, bias, residual)
+        made: Tensor = torch.ops.captum_krypton.finish_block.default(
+            sums, bias, residual, low, high, number
+        )
+        return made
+
+    return finished
+
+
+def _is_packed(tensor: Tensor) -> bool:
+    """Whether the numbers lie side by side, channels first or last."""
+    last = CHANNELS_LAST.get(tensor.dim())
+    return tensor.is_contiguous() or (last is not None and tensor.is_contiguous(memory_format=last))
+
+
+@functools.cache
+def compiled_finish(
+    low: float,
+    high: float,
+    activation: str,
+    *,
+    bias: bool,
+    residual: bool,
+    rank: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Finish:
+    """`plain_finish` in one pass, by torch.compile.
+
+    It is compiled here, for small tensors with symbols for sizes. Where that fails, it is the plain
+    one, with a warning.
+
+    Args:
+        low: the least value.
+        high: the largest value.
+        activation: one of `ACTIVATIONS`.
+        bias: whether there is a bias.
+        residual: whether there is a residual.
+        rank: dimensions of the sums.
+        dtype: their type.
+        device: where they are.
+    """
+    plain = plain_finish(low, high, activation)
+    # PyTorch limits the variants of a piece of code: each of these is a piece of its own.
+    own = FunctionType(plain.__code__.replace(), globals(), closure=plain.__closure__)
+    made: Finish = torch.compile(own, dynamic=True)
+    sums = torch.zeros([2, 3, 5, 7, 11][:rank], dtype=dtype, device=device)
+    if rank in CHANNELS_LAST:
+        sums = sums.contiguous(memory_format=CHANNELS_LAST[rank])
+    try:
+        made(sums, sums.new_zeros(3) if bias else None, sums.clone() if residual else None)
+    except RuntimeError as error:
+        warnings.warn(
+            "torch.compile cannot make what follows a convolution, PyTorch's operators do it: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return plain
+    return made
+
+
+library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
+library.impl("finish_block", _finish_block, "CompositeExplicitAutograd")
+convolution_block = torch.ops.captum_krypton.convolution_block.default
+"""Clamp(activation(convolution(input) + residual)), on whole volumes."""
+
+
+@register_flop_formula(torch.ops.captum_krypton.convolution_block)
+def _convolution_block_flops(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    *rest: object,
+    out_shape: Sequence[int],
+    **named: object,
+) -> int:
+    return conv_flop_count(list(input_shape), list(weight_shape), list(out_shape))

@@ -1,0 +1,81 @@
+"""`pool_patches`: the pooling of every window's read-in block, which is never made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import loader, reference
+from .convolve_patches import Patches
+from .library import library
+
+__all__ = ["POOLED_ON_GPUS", "pool_patches"]
+
+POOLED_ON_GPUS = (torch.float32, torch.float16, torch.bfloat16)
+
+library.define(
+    "pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset, "
+    "Tensor? patch_extent, Tensor read_offset, SymInt[] size, Tensor? output_extent, "
+    "int[] kernel, int[] stride, int[] dilation, bool maximum, float divisor) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def pool_patches(
+    source: Patches,
+    read_offset: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    *,
+    stride: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+    maximum: bool,
+    divisor: float = 1.0,
+    output_extent: Tensor | None = None,
+) -> Tensor:
+    """Pools every window's read-in block.
+
+    The cells of a read-in block are those of `gather_patches`; outside of the volume they are -inf
+    for max pooling and zero otherwise. The kernel reads them where they lie.
+
+    Args:
+        source: the pooling's input.
+        read_offset: the first cell of each window's read-in block, (B, 2), int64; negative inside
+            the leading padding.
+        size: height and width of the output patches, in cells.
+        kernel: height and width of the pooling's window, in cells.
+        stride: its stride along each axis.
+        dilation: its dilation along each axis.
+        maximum: max pooling; else sums over the window.
+        divisor: what the sums are divided by.
+        output_extent: how many cells of each output patch are computed, from its first, (B, 2),
+            int64; the others hold anything. None for all.
+
+    Returns:
+        The output patches, (B, C, *size), channels-last; float32, on a GPU any of `POOLED_ON_GPUS`.
+    """
+    loader.prepare("cuda" if source.base.is_cuda else "cpu")
+    result: Tensor = torch.ops.captum_krypton.pool_patches.default(
+        *source, read_offset, size, output_extent, kernel, stride, dilation, maximum, divisor
+    )
+    return result
+
+
+def _fake(
+    base: Tensor,
+    patch: Tensor,
+    image: Tensor,
+    patch_offset: Tensor,
+    patch_extent: Tensor | None,
+    read_offset: Tensor,
+    size: Sequence[int],
+    *rest: object,
+) -> Tensor:
+    shape = (patch.shape[0], base.shape[1], *size)
+    return base.new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+
+library.impl("pool_patches", reference.pool_patches, "CompositeExplicitAutograd")
+torch.library.register_fake("captum_krypton::pool_patches", _fake, lib=library)

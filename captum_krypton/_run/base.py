@@ -1,0 +1,51 @@
+"""The base: the values of the untouched images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from torch import Tensor
+
+from .._capture import ValueId
+from .._operators import Dims
+from .layout import in_layout, to_block
+
+__all__ = ["FILL", "Base"]
+
+FILL: ValueId = -1  # the key of a tensor that windows are filled with, among the base's values
+
+
+class Base:
+    """The values of the untouched images that windows read around their patches.
+
+    Attributes:
+        kept: the values, and under `FILL` the tensor that windows are filled with, where it is one.
+        last: whether they are kept with channels last.
+    """
+
+    def __init__(self, kept: dict[ValueId, Tensor], last: bool) -> None:
+        self.kept, self.last = kept, last
+        self._derived: dict[Hashable, tuple[Tensor, Callable[[], Tensor]]] = {}
+
+    def clone(self) -> Base:
+        """The same values in memory that nothing else uses."""
+        return Base({value: tensor.clone() for value, tensor in self.kept.items()}, self.last)
+
+    def load(self, other: Base) -> None:
+        """Takes the values of another base of this shape, in the memory of its own ones."""
+        for value, tensor in self.kept.items():
+            tensor.copy_(other.kept[value])
+        for tensor, make in self._derived.values():
+            made = make()
+            if made.data_ptr() != tensor.data_ptr():  # else a view of what is loaded
+                tensor.copy_(made)
+
+    def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made once; `load` makes it anew."""
+        if key not in self._derived:
+            self._derived[key] = make(), make
+        return self._derived[key][0]
+
+    def block(self, value: ValueId, dims: Dims, tensor: Tensor) -> Tensor:
+        """`tensor`, a constant or the value's base, as (N, channels, *axes), for the kernels."""
+        return self.derived((value, dims), lambda: in_layout(to_block(tensor, dims), self.last))

@@ -1,0 +1,112 @@
+"""What a captured graph is checked with: the untouched outcome, and a few windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .._call import difference, distances, tolerance
+
+__all__ = ["LOOSE", "Noise", "Stale", "checked_windows", "rounding_of"]
+
+# How much farther from the forward function than on checked windows the graph may be on the
+# untouched input. What 16 bits leave is coarse as it is.
+LOOSE = 100.0
+_LOOSE_OF = {torch.float16: 1.0, torch.bfloat16: 1.0}
+# The same, in units of what rounding the inputs does to the outcome, and how often that is tried.
+_ROUNDINGS, _TRIES = 30.0, 3
+
+
+class Stale(Exception):
+    """The graph and the forward function give different outcomes for the untouched input."""
+
+
+class Noise:
+    """Compares the graph's outcome for the untouched input with the forward function's.
+
+    Each outcome of the map is held to its own size: a large output says nothing of a small one.
+    Where that is not enough, as for an outcome near zero, it is held to what rounding does to it.
+
+    Args:
+        output: the forward function's output for the untouched inputs.
+        select: from rows of the output and their images to the outcomes that the map shows.
+        rounding: how far rounding moves each outcome, of the output's outcomes' shape; called where
+            it is needed.
+    """
+
+    def __init__(
+        self,
+        output: Tensor,
+        select: Callable[[Tensor, slice], Tensor],
+        rounding: Callable[[], Tensor],
+    ) -> None:
+        self.output, self._select, self._rounding = output, select, rounding
+        self.error = 0.0
+
+    def see(self, images: slice, output: Tensor) -> None:
+        """Takes the graph's output for some of the images."""
+        expected = self.output[images]
+        if output.shape != expected.shape or output.dtype != expected.dtype:
+            raise Stale("the graph's output has another shape or type than the forward's")
+        ours, theirs = self._select(output, images), self._select(expected, images)
+        off = distances(ours, theirs)
+        allowed = theirs.double().abs().nan_to_num(0.0, 0.0, 0.0) * (
+            tolerance(torch.ones_like(theirs)) * _LOOSE_OF.get(theirs.dtype, LOOSE)
+        )
+        if not bool((off <= allowed).all()):
+            moved = self._rounding()[images].reshape(off.shape)
+            allowed = allowed.maximum(moved * _ROUNDINGS)
+        beyond = off - allowed
+        if not bool((beyond <= 0).all()):
+            worst = beyond.argmax()
+            raise Stale(
+                f"the captured graph gives an outcome that differs by {off.flatten()[worst]:.3g} "
+                f"from the forward function's (allowed: {allowed.flatten()[worst]:.3g})"
+            )
+        self.error = max(self.error, difference(ours, theirs))
+
+
+def rounding_of(
+    forward: Callable[[tuple[Tensor, ...]], Tensor], inputs: tuple[Tensor, ...], outcome: Tensor
+) -> Tensor:
+    """How far rounding its inputs moves each outcome: the largest of a few tries, float64.
+
+    Args:
+        forward: from inputs to outcomes.
+        inputs: the untouched inputs.
+        outcome: their outcomes.
+    """
+    most = torch.zeros(outcome.shape, dtype=torch.float64, device=outcome.device)
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(_TRIES):
+        moved = []
+        for tensor in inputs:
+            if tensor.is_floating_point():
+                up = torch.randint(0, 2, tensor.shape, generator=noise).to(tensor.device) * 2 - 1
+                tensor = tensor + tensor * up * torch.finfo(tensor.dtype).eps
+            moved.append(tensor)
+        most = most.maximum(distances(forward(tuple(moved)), outcome))
+    return most
+
+
+def checked_windows(counts: tuple[int, ...]) -> list[int]:
+    """The middle one of the windows, a corner, the last and an edge, by row-major number.
+
+    One of 256, but one at least and four at most: a check must not cost what it checks.
+    """
+    places = [
+        tuple(c // 2 for c in counts),
+        tuple(0 for _ in counts),
+        tuple(c - 1 for c in counts),
+        tuple(c // 2 if i == len(counts) - 1 else c - 1 for i, c in enumerate(counts)),
+    ]
+    numbers = set()
+    for place in places[: max(1, math.prod(counts) // 256)]:
+        number = 0
+        for index, count in zip(place, counts, strict=True):
+            number = number * count + index
+        numbers.add(number)
+    return sorted(numbers)

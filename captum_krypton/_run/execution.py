@@ -1,0 +1,172 @@
+"""Runs a plan: materialises the base, then gathers, applies and projects, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from .._capture import ValueId
+from .._kernels import PackedWeight, arena, trim
+from .._operators import Algorithm
+from .._plan import Plan
+from .base import FILL, Base
+from .group import Batches, GroupRun, Material, RunStatistics, Selection
+from .head import Tail
+from .interpreter import run_graph
+from .layout import in_layout
+from .resident import Residents
+
+__all__ = ["Execution"]
+
+Outcome = Callable[[Tensor, Tensor], Tensor]
+
+# Room for the outputs of kernels, in batches: holes lie between them, and the tail's wait there.
+# What is not needed is not touched.
+_ARENA = 4
+
+
+class Execution:
+    """Runs of a plan over some images: all windows at once, or some of them at a time.
+
+    Args:
+        plan: the plan.
+        constants: from `prepare_constants`.
+        inputs: the batched inputs, each (N, ...).
+        baseline: what the windows are filled with: a number, or a tensor of shape (1, ...) or
+            (N, ...) that has the occluded input's shape otherwise.
+        outcome: from output rows and their image numbers to the outcome rows that are kept.
+        last: whether activations are kept with channels last.
+        packs: weights in the kernels' order, by value and algorithm; missing ones are put there.
+        on_base: told the graph's output for the untouched images, before any window is run.
+        residents: groups that are kept from run to run, so that their batches can be replayed; None
+            where every batch is run by its operators.
+        compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        constants: dict[ValueId, Tensor],
+        inputs: tuple[Tensor, ...],
+        baseline: Tensor | float,
+        outcome: Outcome,
+        *,
+        last: bool,
+        packs: dict[tuple[ValueId, Algorithm], PackedWeight] | None = None,
+        on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
+        residents: Residents | None = None,
+        compiles: bool = False,
+    ) -> None:
+        self.plan, self.inputs, self.baseline, self.outcome = plan, inputs, baseline, outcome
+        fill = None if isinstance(baseline, Tensor) else baseline
+        packs = {} if packs is None else packs
+        self.material = Material(plan, constants, packs, fill, last, compiles)
+        self.on_base, self.residents = on_base, residents
+        self.statistics = RunStatistics(batch_size=plan.batch_size)
+        self.images = inputs[0].shape[0]
+        self._memory_held = False
+
+    def run(self, progress: Callable[[int], None]) -> Tensor:
+        """Outcomes of all windows, (N, windows, ...), windows in row-major order."""
+        return torch.cat(
+            [
+                self.evaluate(images, self.materialise(images), progress)
+                for images in self.side_by_side()
+            ]
+        )
+
+    def side_by_side(self) -> Iterator[slice]:
+        """The images in parts whose bases fit in memory together."""
+        for first in range(0, self.images, self.plan.images):
+            yield slice(first, min(first + self.plan.images, self.images))
+
+    @contextmanager
+    def memory(self) -> Iterator[None]:
+        """Keeps the memory of batches from one `evaluate` to the next."""
+        room = _ARENA * self.plan.batch_bytes if self.inputs[0].is_cpu else 0
+        with arena(room):
+            self._memory_held = True
+            try:
+                yield
+            finally:
+                self._memory_held = False
+
+    def materialise(self, images: slice) -> Base:
+        """The base of some images, for this plan and others of its analysis."""
+        analysis, last = self.plan.analysis, self.material.last
+        inputs = tuple(in_layout(t[images], last) for t in self.inputs)
+        output, kept = run_graph(analysis.graph, self.material.constants, inputs, analysis.kept)
+        self.on_base(images, output)
+        kept[analysis.occluded] = inputs[analysis.graph.inputs.index(analysis.occluded)]
+        if isinstance(self.baseline, Tensor):
+            shared = self.baseline.shape[0] == 1
+            kept[FILL] = self.baseline if shared else self.baseline[images]
+        return Base(kept, last)
+
+    def evaluate(
+        self,
+        images: slice,
+        base: Base,
+        progress: Callable[[int], None],
+        selected: Selection | None = None,
+    ) -> Tensor:
+        """Outcomes of the windows of some images, (images, windows, ...).
+
+        Args:
+            images: which images.
+            base: from `materialise` for these images.
+            progress: told the number of windows of every batch that has been run.
+            selected: which windows to run; the others' outcomes hold anything.
+        """
+        collected = _Collected(images.stop - images.start, self.plan.grid.total)
+        finish, clock = self._finish(images, collected), self.statistics.clock
+        tail = Tail(self.plan, self.material.constants, finish, clock)
+        with nullcontext() if self._memory_held else self.memory():
+            with closing(self._groups(base, selected)) as groups:
+                for batches in groups:
+                    for rows, order, values in batches:
+                        tail.add(values, order)
+                        progress(rows)
+            tail.flush()
+        return collected.result()
+
+    def _groups(self, base: Base, selected: Selection | None) -> Generator[Batches, None, None]:
+        """The batches of one group after another."""
+        if selected is not None and selected.all():
+            selected = None
+        if self.residents is not None and selected is None:
+            with self.residents.of(self.material, base) as resident:
+                if resident is not None:
+                    yield from resident.batches(self.statistics)
+                    return
+        for number, group in enumerate(self.plan.groups):
+            if number:
+                trim()  # patches of another size follow
+            yield GroupRun(self.material, group, base, selected).batches(self.statistics)
+
+    def _finish(self, images: slice, collected: _Collected) -> Callable[[Tensor, Tensor], None]:
+        def finish(output: Tensor, order: Tensor) -> None:
+            image = torch.div(order, self.plan.grid.total, rounding_mode="floor")
+            collected.put(order, self.outcome(output, image + images.start))
+
+        return finish
+
+
+class _Collected:
+    """Outcome rows put in order as they arrive."""
+
+    def __init__(self, images: int, windows: int) -> None:
+        self.images, self.windows = images, windows
+        self.rows: Tensor | None = None
+
+    def put(self, order: Tensor, outcome: Tensor) -> None:
+        if self.rows is None:
+            self.rows = outcome.new_empty((self.images * self.windows, *outcome.shape[1:]))
+        self.rows.index_copy_(0, order, outcome)
+
+    def result(self) -> Tensor:
+        assert self.rows is not None
+        return self.rows.reshape(self.images, self.windows, *self.rows.shape[1:])

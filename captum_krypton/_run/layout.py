@@ -1,0 +1,47 @@
+"""Memory layouts, and values seen as blocks: rows, channels, window axes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._kernels import CHANNELS_LAST
+from .._operators import Dims
+
+__all__ = ["channels_last", "from_block", "in_layout", "to_block"]
+
+
+def channels_last(tensor: Tensor) -> bool:
+    """Whether kernels for tensors of this kind are faster with channels last."""
+    if tensor.device.type == "cpu":
+        return tensor.dtype in (torch.float32, torch.bfloat16)
+    return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
+
+
+def in_layout(tensor: Tensor, last: bool) -> Tensor:
+    """The tensor, contiguous with its channels last or first."""
+    memory_format = CHANNELS_LAST.get(tensor.dim()) if last else None
+    if memory_format is None:
+        return tensor.contiguous()
+    return tensor.contiguous(memory_format=memory_format)
+
+
+def to_block(tensor: Tensor, dims: Dims) -> Tensor:
+    """(rows, ...) with window axes at `dims` as (rows, all else, *axes)."""
+    present = [d for d in dims if d is not None]
+    if present == list(range(2, tensor.dim())):
+        return tensor
+    others = [d for d in range(1, tensor.dim()) if d not in present]
+    moved = tensor.permute(0, *others, *present)
+    return moved.flatten(1, len(others)) if others else moved.unsqueeze(1)
+
+
+def from_block(block: Tensor, dims: Dims, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `to_block` for a value whose dimensions but the axes have sizes `shape`."""
+    present = [d for d in dims if d is not None]
+    if present == list(range(2, len(shape))):
+        return block
+    others = [d for d in range(1, len(shape)) if d not in present]
+    moved = block.reshape(block.shape[0], *(shape[d] for d in others), *block.shape[2:])
+    order = [0, *others, *present]
+    return moved.permute([order.index(d) for d in range(len(shape))])
