@@ -24,7 +24,7 @@ from ._approximate import (
     torch_version,
     tuned,
 )
-from ._call import PREDICTED, ArgumentError, Call, OcclusionMap, make_call
+from ._call import PREDICTED, ArgumentError, Call, OcclusionMap, Settings, make_call
 from ._engine import Engine, Fallback
 from ._explain import Explanation, explain
 from ._kernels import calibration_of
@@ -94,20 +94,14 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
     ) -> None:
         if not callable(forward_func):
             raise TypeError(f"forward_func must be callable, not {type(forward_func).__name__}")
-        if memory_budget is not None and memory_budget <= 0:
-            raise ArgumentError(f"memory_budget must be positive bytes, not {memory_budget}")
         super().__init__(forward_func)
-        self.memory_budget = memory_budget
-        self.winograd = winograd
-        self.self_check = self_check
-        self.cuda_graphs = cuda_graphs
-        self.compile_pointwise = compile_pointwise
+        self.settings = Settings(
+            memory_budget, winograd, self_check, cuda_graphs, compile_pointwise
+        )
         self.approximation = _approximation(
             projective_field_threshold, drill_down, tuning, quality, budget
         )
-        self._engine = Engine(
-            forward_func, memory_budget, winograd, self_check, cuda_graphs, compile_pointwise
-        )
+        self._engine = Engine(forward_func, self.settings)
         self._warned: set[str] = set()
 
     @overload

@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor, nn
 
-from captum_krypton._run import naive
+from captum_krypton._run import few_windows
 
 # Drawing a network runs it, so drawing is slow and large by nature.
 _COMMON = settings(
@@ -43,8 +43,8 @@ _CAPABILITY = torch.backends.cpu.get_cpu_capability()
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"krypton-inductor-{_CAPABILITY}"))
 )
-naive._SETUP_ROWS = 0
-naive._SETUP_SECONDS = naive._LEAST_SECONDS = 0.0
+few_windows._SETUP_ROWS = 0
+few_windows._SETUP_SECONDS = few_windows._LEAST_SECONDS = 0.0
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from networks import networks
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._capture.capture import NotCapturable, capture
+from captum_krypton._capture import NotCapturable, captured
 from captum_krypton._capture.eager import eagerly
 from captum_krypton._capture.graph import BatchInt, Graph
 from captum_krypton._capture.simplify import simplified
@@ -23,8 +23,8 @@ from captum_krypton._run.interpreter import prepare_constants, run_graph
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-def captured(forward: Callable[..., Tensor], *arguments: Tensor) -> Graph:
-    return capture(forward, arguments, (True,) * len(arguments)).graph
+def graph_of(forward: Callable[..., Tensor], *arguments: Tensor) -> Graph:
+    return captured(forward, arguments, (True,) * len(arguments)).graph
 
 
 def run(graph: Graph, *inputs: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def test_a_graph_is_the_network_for_every_batch_size(simplify: bool, data: st.Da
     network = data.draw(networks(shape)).double()
     noise = torch.Generator().manual_seed(seed)
     example = torch.randn(1, *shape, dtype=torch.float64, generator=noise)
-    graph = captured(network, example)
+    graph = graph_of(network, example)
     graph = simplified(graph) if simplify else graph
     for rows in (1, 4):
         x = torch.randn(rows, *shape, dtype=torch.float64, generator=noise)
@@ -58,7 +58,7 @@ def test_sizes_that_grow_with_the_batch_are_named() -> None:
     def forward(x: Tensor) -> Tensor:
         return x.reshape(x.shape[0] * 2, -1).exp().reshape(x.shape[0], -1)
 
-    graph = captured(forward, torch.rand(1, 4, 3))
+    graph = graph_of(forward, torch.rand(1, 4, 3))
     first = graph.nodes[0].outputs[0]
     assert graph.shapes[first] == (BatchInt(2, 0), 6)
     assert graph.shapes[graph.output] == (BatchInt(1, 0), 12)
@@ -73,7 +73,7 @@ def test_in_place_operators_become_new_values() -> None:
 
     x = torch.randn(3, 4, 5)
     before = x.clone()
-    graph = captured(forward, x)
+    graph = graph_of(forward, x)
     assert torch.equal(x, before)
     assert not any(node.op._schema.is_mutable for node in graph.nodes)  # type: ignore[attr-defined]
     assert torch.equal(run(graph, x), forward(x))
@@ -87,7 +87,7 @@ def test_what_the_input_does_not_change_is_computed_once() -> None:
         return F.conv2d(x, normed).flatten(1)
 
     x = torch.rand(2, 3, 6, 6)
-    graph = captured(forward, x)
+    graph = graph_of(forward, x)
     assert names(graph)[0] == "convolution"
     assert len(graph.constants) == 1
     torch.testing.assert_close(run(graph, x), forward(x))
@@ -98,7 +98,7 @@ def test_operators_that_nothing_reads_are_gone() -> None:
         x.cos().sin()
         return x.exp()
 
-    assert names(captured(forward, torch.rand(2, 3))) == ["exp"]
+    assert names(graph_of(forward, torch.rand(2, 3))) == ["exp"]
 
 
 def conv_norm(kind: type[nn.Module], **arguments: bool) -> nn.Sequential:
@@ -115,7 +115,7 @@ def conv_norm(kind: type[nn.Module], **arguments: bool) -> nn.Sequential:
 def test_batch_norms_are_folded(affine: bool, dtype: torch.dtype) -> None:
     network = conv_norm(nn.Conv2d, affine=affine).to(dtype)
     x = torch.rand(2, 3, 8, 8, dtype=dtype)
-    graph = simplified(captured(network, x))
+    graph = simplified(graph_of(network, x))
     assert names(graph) == ["convolution", "reshape"]
     torch.testing.assert_close(run(graph, x), network(x).detach())
 
@@ -127,7 +127,7 @@ def test_batch_norms_are_folded(affine: bool, dtype: torch.dtype) -> None:
 )
 def test_batch_norms_that_stay(kind: type[nn.Module], dtype: torch.dtype) -> None:
     network = conv_norm(kind).to(dtype)
-    graph = simplified(captured(network, torch.rand(2, 3, 8, 8, dtype=dtype)))
+    graph = simplified(graph_of(network, torch.rand(2, 3, 8, 8, dtype=dtype)))
     assert len(names(graph)) == 3
 
 
@@ -139,7 +139,7 @@ def test_a_convolution_that_others_read_keeps_its_norm() -> None:
         return (network[1](y) + y).flatten(1)
 
     x = torch.rand(2, 3, 8, 8)
-    graph = simplified(captured(forward, x))
+    graph = simplified(graph_of(forward, x))
     assert len(names(graph)) == 4
     torch.testing.assert_close(run(graph, x), forward(x).detach())
 
@@ -147,7 +147,7 @@ def test_a_convolution_that_others_read_keeps_its_norm() -> None:
 def test_linear_layers_come_back() -> None:
     network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3, bias=False))
     x = torch.rand(2, 6, 5)
-    graph = simplified(captured(lambda x: network(x).mean(1), x))
+    graph = simplified(graph_of(lambda x: network(x).mean(1), x))
     assert names(graph)[:3] == ["linear", "relu", "linear"]
     torch.testing.assert_close(run(graph, x), network(x).mean(1).detach())
 
@@ -162,7 +162,7 @@ def test_only_the_selected_token_is_computed() -> None:
         return norm(mixed + layers(mixed * scale))[:, -2]
 
     x = torch.rand(3, 5, 4)
-    graph = simplified(captured(forward, x))
+    graph = simplified(graph_of(forward, x))
     sizes = {n.name.split(".")[1]: graph.size(n.outputs[0], 7) for n in graph.nodes}
     assert sizes["linear"] == sizes["native_layer_norm"] == (7, 4)
     assert sizes["gelu"] == (7, 6)
@@ -185,7 +185,7 @@ def test_only_the_selected_token_is_computed() -> None:
 )
 def test_what_a_selection_may_not_or_may_change(forward: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(3, 5, 4)
-    graph = simplified(captured(forward, x))
+    graph = simplified(graph_of(forward, x))
     torch.testing.assert_close(run(graph, x), forward(x).detach())
 
 
@@ -197,7 +197,7 @@ def test_fused_attention_does_not_depend_on_the_recorded_layout() -> None:
         return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
 
     x = torch.randn(1, 2, 3, 3, dtype=torch.float64)
-    assert "attention" in " ".join(names(simplified(captured(forward, x))))
+    assert "attention" in " ".join(names(simplified(graph_of(forward, x))))
     explainer = KryptonOcclusion(forward, self_check=False)
     scores = explainer.heatmap(x, (2, 1, 1), target=None).scores  # (1, 18, 3, 3)
     covered = x.repeat(9, 1, 1, 1)
@@ -209,15 +209,15 @@ def test_fused_attention_does_not_depend_on_the_recorded_layout() -> None:
 def test_graphs_of_one_function_agree() -> None:
     x = torch.rand(2, 3, 8, 8)
     network = conv_norm(nn.Conv2d)
-    first, second = (capture(network, (x,), (True,)) for _ in range(2))
+    first, second = (captured(network, (x,), (True,)) for _ in range(2))
     assert first.says_the_same_as(second)
-    wider = capture(lambda x: network(F.pad(x, (1, 1))), (x,), (True,))
+    wider = captured(lambda x: network(F.pad(x, (1, 1))), (x,), (True,))
     assert not first.says_the_same_as(wider)
 
 
 def test_a_change_of_a_weight_is_seen_whatever_it_goes_through() -> None:
     network = conv_norm(nn.Conv2d)
-    made = capture(network, (torch.rand(1, 3, 8, 8),), (True,))
+    made = captured(network, (torch.rand(1, 3, 8, 8),), (True,))
     assert made.is_current(network)
     weight = network[0].weight.data
     weight.numpy()[0, 0, 0, 0] += 1e-3  # past autograd's version counter
@@ -241,7 +241,7 @@ def test_refused(what: str) -> None:
     """Nothing is captured that would be true for these rows alone."""
     forward = REFUSED[what]
     with pytest.raises(NotCapturable):
-        captured(forward, torch.rand(3, 4) + 0.1)
+        graph_of(forward, torch.rand(3, 4) + 0.1)
 
 
 def test_threads_leave_compiled_code_as_they_found_it() -> None:

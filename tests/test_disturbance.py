@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._capture import eager
-from captum_krypton._run import naive
+from captum_krypton._run import few_windows
 
 WINDOWS: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2), "target": 1}
 
@@ -30,7 +30,7 @@ def network() -> nn.Sequential:
 def test_random_numbers_of_other_threads_stay_drawn(
     few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(naive, "_SETUP_ROWS", few)
+    monkeypatch.setattr(few_windows, "_SETUP_ROWS", few)
     model, drawn = network(), list[Tensor]()
 
     def forward(x: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def test_views_that_are_changed_in_place(view: str) -> None:
 
 @pytest.mark.parametrize("few", [0, 1000])
 def test_forwards_that_need_no_fall_back(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(naive, "_SETUP_ROWS", few)
+    monkeypatch.setattr(few_windows, "_SETUP_ROWS", few)
     x = torch.rand(1, 3, 12, 12)
     frozen = _frozen(network())
     for forward in (dynamic, strided, frozen, quantised(), nn.DataParallel(network())):

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._capture.capture import NotCapturable, capture
+from captum_krypton._capture import NotCapturable, captured
 from captum_krypton._capture.probe import probe_rows
-from captum_krypton._run import naive
+from captum_krypton._run import few_windows
 
 WINDOWS: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2), "target": 1}
 FEW: dict[str, Any] = {**WINDOWS, "strides": (3, 4, 4)}
@@ -102,7 +102,7 @@ def test_no_door_is_missed(data: st.DataObject) -> None:
         return model(use(x, number(statistic(x))))
 
     with pytest.raises(NotCapturable):
-        capture(forward, (image(),), (True,), (0,))
+        captured(forward, (image(),), (True,), (0,))
     assert_right_or_told(forward, image(), **WINDOWS)
 
 
@@ -114,7 +114,7 @@ def test_every_door_to_a_branch(door: str) -> None:
         return model(x if NUMBERS[door](x.max()) > 2 else -x)
 
     with pytest.raises(NotCapturable, match="takes values|reads|depend|layout|thread"):
-        capture(forward, (image(),), (True,), (0,))
+        captured(forward, (image(),), (True,), (0,))
     assert_right_or_told(forward, image(), **WINDOWS)
 
 
@@ -126,7 +126,7 @@ def test_what_does_not_depend_on_the_inputs_may_be_read(door: str) -> None:
     def forward(x: Tensor) -> Tensor:
         return model(x) * NUMBERS[door](scale)
 
-    assert len(capture(forward, (image(),), (True,), (0,)).graph.nodes) > 3
+    assert len(captured(forward, (image(),), (True,), (0,)).graph.nodes) > 3
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")
@@ -143,7 +143,7 @@ def test_lists_of_torchscript() -> None:
     model = network()
     for forward in (lambda x: model(turned(x)), turned):
         with pytest.raises(NotCapturable, match="tolist"):
-            capture(forward, (image(),), (True,), (0,))
+            captured(forward, (image(),), (True,), (0,))
 
 
 @pytest.mark.parametrize("bound", [1.0, 2.0, 3.0])
@@ -156,7 +156,7 @@ def test_a_branch_behind_an_unknown_door(bound: float, monkeypatch: pytest.Monke
         return model(x if x.numpy().max() > bound else -x)
 
     with pytest.raises(NotCapturable, match="other operators"):
-        capture(forward, (image(),), (True,), (0,))
+        captured(forward, (image(),), (True,), (0,))
 
 
 @given(data=st.data())
@@ -218,8 +218,8 @@ def mixed(x: Tensor, how: str) -> Tensor:
 )
 @pytest.mark.parametrize("windows", [FEW, WINDOWS], ids=["few", "many"])
 def test_rows_that_mix(how: str, windows: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(naive, "_SETUP_ROWS", 24)
-    monkeypatch.setattr(naive, "_LONG_SECONDS", float("inf"))
+    monkeypatch.setattr(few_windows, "_SETUP_ROWS", 24)
+    monkeypatch.setattr(few_windows, "_LONG_SECONDS", float("inf"))
     model = network()
 
     def forward(x: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def test_a_profiler_of_the_user_stays() -> None:
         KryptonOcclusion(network()).attribute(image(), **WINDOWS)
         assert sys.getprofile() is profile
         with pytest.raises(NotCapturable):
-            capture(lambda x: x / x.numpy().max(), (image(),), (True,))
+            captured(lambda x: x / x.numpy().max(), (image(),), (True,))
         assert sys.getprofile() is profile
     finally:
         sys.setprofile(None)

@@ -15,7 +15,8 @@ from captum_krypton import KryptonOcclusion
 from captum_krypton._call.arguments import Call, make_call
 from captum_krypton._kernels import panel_size
 from captum_krypton._operators import Algorithm
-from captum_krypton._run import group
+from captum_krypton._plan import Room
+from captum_krypton._run import batches, group
 from captum_krypton._run.compiled import Compiled
 from captum_krypton._run.execution import Execution
 from captum_krypton._run.naive import naive_scores
@@ -46,7 +47,7 @@ def execution(
     winograd: bool = True,
 ) -> Execution:
     compiled = Compiled(network, call)
-    plan = compiled.plan(call, 0, memory_budget=budget, most_rows=most, winograd=winograd)
+    plan = compiled.plan(call, 0, room=Room(budget, 1 << 26, most), winograd=winograd)
     assert plan.incremental
     return Execution(
         plan,
@@ -203,7 +204,7 @@ def test_a_batch_holds_only_what_is_still_read(
 ) -> None:
     """Activations go as soon as their last reader has run."""
     most = 0
-    store = group.store
+    store = batches.store
 
     def watched(values: dict[int, Tensor], node: Any, result: Any) -> None:
         nonlocal most
@@ -211,7 +212,7 @@ def test_a_batch_holds_only_what_is_still_read(
         most = max(most, len(values))
 
     run = execution(network, question(images))
-    monkeypatch.setattr(group, "store", watched)
+    monkeypatch.setattr(batches, "store", watched)
     with torch.no_grad():
         run.run(ignore)
     assert 0 < most <= 3  # an operator's operand and its result, and one that goes next

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._call.arguments import make_call
-from captum_krypton._run import naive
+from captum_krypton._run import few_windows
 
 WINDOWS = {"sliding_window_shapes": (2, 4, 4), "strides": (2, 4, 4)}  # 9 of a 12 x 12 image
 
 
 @pytest.fixture(autouse=True)
 def setup_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(naive, "_SETUP_ROWS", 24)
-    monkeypatch.setattr(naive, "_LONG_SECONDS", float("inf"))  # whatever the machine is busy with
+    monkeypatch.setattr(few_windows, "_SETUP_ROWS", 24)
+    # Whatever the machine is busy with.
+    monkeypatch.setattr(few_windows, "_LONG_SECONDS", float("inf"))
 
 
 def network() -> nn.Sequential:
@@ -102,7 +103,7 @@ def test_windows_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     KryptonOcclusion(calls).heatmap(image(), **WINDOWS, perturbations_per_eval=1)
     assert calls.rows == [1] * 10
     calls.rows.clear()
-    monkeypatch.setattr(naive, "_LONG_SECONDS", 0.0)
+    monkeypatch.setattr(few_windows, "_LONG_SECONDS", 0.0)
     assert KryptonOcclusion(calls).heatmap(image(), **WINDOWS).report.batches == 9
     assert calls.rows == [1] * 10
     heat = KryptonOcclusion(calls).heatmap(image(), (2, 4, 4), (2, 3, 3))  # 16 windows
@@ -226,11 +227,13 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(naive, "time", SimpleNamespace(perf_counter=lambda: self.now))
-        monkeypatch.setattr(naive, "_SETUP_SECONDS", 0.5)
-        monkeypatch.setattr(naive, "_LEAST_SECONDS", 0.02)
+        monkeypatch.setattr(few_windows, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 0.5)
+        monkeypatch.setattr(few_windows, "_LEAST_SECONDS", 0.02)
 
-    def run(self, spent: naive._Spent, of_row: float, first: float = 0.0, step: int = 3) -> int:
+    def run(
+        self, spent: few_windows._Spent, of_row: float, first: float = 0.0, step: int = 3
+    ) -> int:
         """Runs a map's nine windows, `step` at a time; how many were run."""
         done = 0
 
@@ -247,7 +250,7 @@ class Clock:
 
 
 def test_on_a_gpu_seconds_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, spent = Clock(monkeypatch), naive._Spent()
+    clock, spent = Clock(monkeypatch), few_windows._Spent()
     assert clock.run(spent, of_row=0.02, first=3.0) == 9  # loading libraries does not count
     assert spent.total == pytest.approx(0.18)
     assert spent.allows(9)
@@ -258,7 +261,7 @@ def test_on_a_gpu_seconds_decide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_a_gpu_a_long_map_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, spent = Clock(monkeypatch), naive._Spent()
+    clock, spent = Clock(monkeypatch), few_windows._Spent()
     with pytest.raises(TimeoutError):
         clock.run(spent, of_row=0.1)
     assert clock.now == pytest.approx(0.6)  # after the second batch
@@ -268,7 +271,7 @@ def test_on_a_gpu_a_long_map_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch
 def test_on_a_gpu_maps_that_take_hardly_any_time_never_need_a_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock, spent = Clock(monkeypatch), naive._Spent()
+    clock, spent = Clock(monkeypatch), few_windows._Spent()
     for _ in range(1000):
         assert spent.allows(9)
         assert clock.run(spent, of_row=0.001, step=9) == 9  # one batch
@@ -278,8 +281,8 @@ def test_on_a_gpu_maps_that_take_hardly_any_time_never_need_a_graph(
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(naive, "_on_gpu", lambda call: True)
-    monkeypatch.setattr(naive, "_SETUP_SECONDS", 1e9)
+    monkeypatch.setattr(few_windows, "_on_gpu", lambda call: True)
+    monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 1e9)
 
 
 def test_a_map_that_is_given_up_goes_by_the_graph(
@@ -287,8 +290,8 @@ def test_a_map_that_is_given_up_goes_by_the_graph(
 ) -> None:
     model, x = network(), image()
     assert KryptonOcclusion(model).heatmap(x, **WINDOWS).report.path == "naive"
-    monkeypatch.setattr(naive, "_SETUP_SECONDS", 1e-12)
-    monkeypatch.setattr(naive, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 1e-12)
+    monkeypatch.setattr(few_windows, "_LEAST_SECONDS", 0.0)
     calls = Calls(model)
     explainer = KryptonOcclusion(calls)
     assert_as_captum(explainer, model, x, target=3)

@@ -12,7 +12,7 @@ from test_capture import names, run
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._capture.capture import capture
+from captum_krypton._capture import captured
 from captum_krypton._capture.graph import Graph
 from captum_krypton._capture.simplify import simplified
 from captum_krypton._plan.analysis import analyse
@@ -29,7 +29,7 @@ def image() -> Tensor:
 
 
 def fuse(forward: Callable[[Tensor], Tensor]) -> Graph:
-    graph = simplified(capture(forward, (image(),), (True,)).graph)
+    graph = simplified(captured(forward, (image(),), (True,)).graph)
     joined = fused(analyse(graph, graph.inputs[0], (2, 3)))
     torch.testing.assert_close(run(joined, image()), forward(image()).detach())
     return joined

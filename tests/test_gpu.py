@@ -25,7 +25,7 @@ from captum_krypton._kernels import (
     pool_patches,
     reference,
 )
-from captum_krypton._run import naive as naive_runs
+from captum_krypton._run import few_windows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -149,7 +149,7 @@ def test_finish(channels: int, activation: str, last: bool, dtype: torch.dtype) 
 def test_first_windows_run_together_while_a_graph_does_not_pay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(naive_runs, "_SETUP_SECONDS", 1e9)
+    monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 1e9)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 5)).cuda()
     x, windows = torch.randn(1, 3, 16, 16).cuda(), ((3, 4, 4), (3, 2, 2))
@@ -158,7 +158,7 @@ def test_first_windows_run_together_while_a_graph_does_not_pay(
     assert heat.report.path == "naive"
     expected = Occlusion(model).attribute(x, *windows, target=1)
     torch.testing.assert_close(heat.attribution(), expected, rtol=1e-3, atol=1e-3)
-    monkeypatch.setattr(naive_runs, "_SETUP_SECONDS", 0.0)
+    monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 0.0)
     assert krypton.heatmap(x, *windows, target=1).report.path == "incremental"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import Occlusion
-from test_capture import captured, names, run
+from test_capture import graph_of, names, run
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
@@ -28,7 +28,7 @@ def image() -> Tensor:
 
 
 def rewritten(forward: Callable[[Tensor], Tensor]) -> Graph:
-    graph = simplified(captured(forward, image()))
+    graph = simplified(graph_of(forward, image()))
     with torch.no_grad():
         torch.testing.assert_close(run(graph, image()), forward(image()), rtol=1e-5, atol=1e-5)
     return graph
@@ -98,7 +98,7 @@ def test_left_alone(what: str) -> None:
 
 def test_float64_is_left_alone() -> None:
     network = nn.Linear(3, 4).double()
-    graph = simplified(captured(lambda x: network(last(x)), image().double()))
+    graph = simplified(graph_of(lambda x: network(last(x)), image().double()))
     assert "linear" in names(graph)
 
 

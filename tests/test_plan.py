@@ -16,15 +16,17 @@ from networks import Case, cases
 from torch import Tensor, nn
 
 from captum_krypton._call.arguments import Call, make_call
-from captum_krypton._capture.capture import capture
+from captum_krypton._capture import captured
 from captum_krypton._capture.simplify import simplified
 from captum_krypton._kernels.rates import GUESSED
 from captum_krypton._operators import Means
 from captum_krypton._plan import plan as planning
 from captum_krypton._plan.analysis import Analysis, analyse
+from captum_krypton._plan.batch_size import Room
 from captum_krypton._plan.fuse import fused
 from captum_krypton._plan.plan import Plan, make_plan
-from captum_krypton._run.compiled import Compiled, window_axes
+from captum_krypton._plan.segments import Segmenter
+from captum_krypton._run.compiled import Compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
@@ -52,9 +54,9 @@ def patched(
     fuse: bool = False,
 ) -> Plan:
     """The plan with patches, whether or not whole volumes would cost less."""
-    graph = simplified(capture(network, call.arguments, call.batched).graph)
+    graph = simplified(captured(network, call.arguments, call.batched).graph)
     (grid,) = call.grids
-    axes = window_axes(grid)
+    axes = grid.axes
     dims = tuple(axis + 1 for axis in axes)
     analysis = analyse(graph, graph.inputs[0], dims)
     if fuse:
@@ -64,10 +66,8 @@ def patched(
         grid,
         axes,
         means=means,
+        room=Room(budget, None, most),
         images=images,
-        memory_budget=budget,
-        batch_bytes=None,
-        most_rows=most,
         element_bytes=call.inputs[0].element_size(),
         threshold=threshold,
     )
@@ -171,7 +171,7 @@ def test_no_cut_is_cheaper(deep: tuple[nn.Module, Analysis, Any], axis: int, seg
     """The dynamic programme against every cut there is."""
     _, analysis, plan = deep
     positions = plan.grid.counts[plan.axes[axis]]
-    segmenter = planning._Segmenter(analysis, reaches(plan), plan.costs, TORCH, axis, positions)
+    segmenter = Segmenter(analysis, reaches(plan), plan.costs, TORCH, axis, positions)
 
     def cost(bounds: tuple[int, ...]) -> float:
         return sum(segmenter.cost[i, j] for i, j in itertools.pairwise(bounds))
@@ -219,7 +219,7 @@ def test_whole_volumes_where_patches_would_cost_more(window: int, incremental: b
         nn.ConvTranspose2d(3, 8, 5, stride=3, padding=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     call = called(torch.rand(1, 3, 20, 20), (3, window, window), (3, window, window))
-    plan = Compiled(network, call).plan(call, 0, memory_budget=ROOM, most_rows=64, winograd=True)
+    plan = Compiled(network, call).plan(call, 0, room=Room(ROOM, 1 << 26, 64), winograd=True)
     assert plan.incremental is incremental
     assert bool(plan.reasons) is not incremental
 

@@ -22,19 +22,21 @@ from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._kernels import cuda_graph
-from captum_krypton._run import group
+from captum_krypton._plan import Plan, Room
+from captum_krypton._run import replay, replay_cache
 from captum_krypton._run.base import Base
 from captum_krypton._run.compiled import Compiled
 from captum_krypton._run.execution import Execution
-from captum_krypton._run.resident import Residents
+from captum_krypton._run.input_run import InputRun
+from captum_krypton._run.replay_cache import ReplayCache
 
 
 @pytest.fixture(autouse=True, scope="module")
 def graphs_on_the_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_graph, "Graph", HostGraph)
-        patch.setattr(cuda_graph, "Pool", HostPool)
-        patch.setattr(group, "_MANY", 2)
+        patch.setattr(replay, "CudaGraph", HostGraph)
+        patch.setattr(replay_cache, "GraphPool", HostPool)
+        patch.setattr(replay, "_MANY", 2)
         yield
 
 
@@ -44,9 +46,9 @@ class Runs:
     def __init__(self, network: nn.Module, call: Any, most: int) -> None:
         self.compiled = Compiled(network, call)
         self.plan = self.compiled.plan(
-            call, 0, memory_budget=1 << 30, most_rows=most, winograd=True
+            call, 0, room=Room(1 << 30, 1 << 26, most), winograd=True
         )
-        self.residents = Residents()
+        self.cache = ReplayCache()
 
     def execution(self, images: Tensor, baseline: Any = 0.0) -> Execution:
         return Execution(
@@ -57,7 +59,7 @@ class Runs:
             lambda rows, image: rows,
             last=self.compiled.last,
             packs=self.compiled.packs,
-            residents=self.residents,
+            replays=self.cache,
         )
 
     def __call__(self, images: Tensor, baseline: Any = 0.0) -> tuple[Tensor, Execution]:
@@ -107,7 +109,7 @@ def test_the_first_map_replays_what_it_runs_often(
 def test_a_first_map_of_few_batches_is_not_worth_a_capture(
     network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "_MANY", 16)
+    monkeypatch.setattr(replay, "_MANY", 16)
     runs = Runs(network, question(images), 64)
     assert [runs(images)[1].statistics.replayed > 0 for _ in range(2)] == [False, True]
 
@@ -148,9 +150,9 @@ def changed(thing: Any, name: str, value: bool) -> Iterator[None]:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings_that_a_graph_holds_on_to_are_in_its_key(setting: str) -> None:
     device = torch.device("cpu")
-    before = cuda_graph.settings(device)
+    before = cuda_graph.graph_settings(device)
     with SETTINGS[setting]():
-        assert cuda_graph.settings(device) != before
+        assert cuda_graph.graph_settings(device) != before
 
 
 def test_other_settings_are_other_graphs(network: nn.Module, images: Tensor) -> None:
@@ -176,11 +178,11 @@ def test_nothing_is_captured_twice(
     network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, inputs: int
 ) -> None:
     """Not for several inputs that are occluded in turn, nor for images in parts."""
-    monkeypatch.setattr(cuda_graph, "Graph", Counting)
-    residents = Residents(inputs)
+    monkeypatch.setattr(replay, "CudaGraph", Counting)
+    cache = ReplayCache(inputs)
     runs = [Runs(network, question(images), 10) for _ in range(inputs)]
     for each in runs:
-        each.residents = residents
+        each.cache = cache
     made = []
     for _ in range(4):
         Counting.made = 0
@@ -230,22 +232,22 @@ def test_any_network_can_be_captured(model: nn.Module) -> None:
     x = torch.randn(2, 3, 9, 8, generator=generator).double()
     windows = {"sliding_window_shapes": (3, 3, 2), "strides": (3, 2, 1), "target": 1}
     occlusion = KryptonOcclusion(model)
-    engine = occlusion._engine
-    made = engine._execution
+    made = InputRun.execution
 
-    def with_graphs(*arguments: Any) -> Execution:
-        run = made(*arguments)
-        run.residents = arguments[2].compiled.residents
-        return run
+    def with_graphs(run: InputRun, plan: Plan) -> Execution:
+        execution = made(run, plan)
+        execution.replays = run.compiled.replays
+        return execution
 
-    engine._execution = with_graphs  # type: ignore[method-assign]
-    for number in range(2):
-        want = Occlusion(model).attribute(x + number, **windows)
-        heat = occlusion.heatmap(x + number, **windows)
-        bound = 1e-9 * float(want.abs().max() + 1)
-        torch.testing.assert_close(heat.attribution(), want, rtol=0, atol=bound)
-        if number and heat.report.path in ("incremental", "full"):
-            assert heat.report.batches_replayed == heat.report.batches > 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InputRun, "execution", with_graphs)
+        for number in range(2):
+            want = Occlusion(model).attribute(x + number, **windows)
+            heat = occlusion.heatmap(x + number, **windows)
+            bound = 1e-9 * float(want.abs().max() + 1)
+            torch.testing.assert_close(heat.attribution(), want, rtol=0, atol=bound)
+            if number and heat.report.path in ("incremental", "full"):
+                assert heat.report.batches_replayed == heat.report.batches > 0
 
 
 def test_what_cannot_be_captured_is_said_and_run_by_its_operators(
@@ -258,7 +260,7 @@ def test_what_cannot_be_captured_is_said_and_run_by_its_operators(
     def refuse(work: Any, pool: Any, device: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(cuda_graph, "Graph", refuse)
+    monkeypatch.setattr(replay, "CudaGraph", refuse)
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
         scores, run = runs(images)
     torch.testing.assert_close(scores, expected(network, question(images)))
@@ -276,7 +278,7 @@ def test_a_graph_that_gives_something_else_is_not_used(
             for tensor in self.result.values():
                 tensor.mul_(2)
 
-    monkeypatch.setattr(cuda_graph, "Graph", Wrong)
+    monkeypatch.setattr(replay, "CudaGraph", Wrong)
     runs = Runs(network, question(images), 10)
     with pytest.warns(RuntimeWarning, match="other values"):
         scores, run = runs(images)
@@ -297,7 +299,7 @@ def test_work_that_runs_at_its_capture_is_noticed(
         def replay(self) -> None:
             pass
 
-    monkeypatch.setattr(cuda_graph, "Graph", Empty)
+    monkeypatch.setattr(replay, "CudaGraph", Empty)
     runs = Runs(network, question(images), most)
     with pytest.warns(RuntimeWarning, match="other values"):
         for number in range(2):  # the second captures at the first row
@@ -314,7 +316,7 @@ def test_out_of_memory_halves_the_batch(
     def full(work: Any, pool: Any, device: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cuda_graph, "Graph", full)
+    monkeypatch.setattr(replay, "CudaGraph", full)
     runs = Runs(network, question(images), 16)
     scores, run = runs(images)
     torch.testing.assert_close(scores, expected(network, question(images)))

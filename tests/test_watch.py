@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._capture.watch import watched
-from captum_krypton._run import naive
+from captum_krypton._run import few_windows
 
 WINDOWS: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2), "target": 1}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -148,7 +148,7 @@ class Unhashable(Box):
 def test_additional_arguments_are_freed(
     make: type[Box], wrap: Callable[[Any], Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(naive, "_SETUP_ROWS", 10**6 if kind == "few" else 0)
+    monkeypatch.setattr(few_windows, "_SETUP_ROWS", 10**6 if kind == "few" else 0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(400, 3)).eval()
 
     def forward(x: Tensor, box: Any) -> Tensor:

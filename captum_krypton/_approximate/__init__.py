@@ -1,22 +1,29 @@
-"""TODO."""
+"""Which windows to run, and what the others are.
 
+In: something that runs windows, and the quality that is wanted. Out: maps, exact or not, and how
+good they are expected to be.
+
+May use: run, plan, call, operators.
+"""
+
+from .approximation import Approximation
 from .drilldown import DrillDown
 from .quality import ssim
 from .refine import Budget
-from .strategy import Approximate, Approximation, Windows, approximate, growing
+from .strategy import Windows, growing, make, only
 from .tuning import THRESHOLDS, Tuning, as_grids, sample, torch_version, tuned
 
 __all__ = [
-    "Approximate",
+    "THRESHOLDS",
     "Approximation",
     "Budget",
     "DrillDown",
-    "THRESHOLDS",
     "Tuning",
     "Windows",
-    "approximate",
     "as_grids",
     "growing",
+    "make",
+    "only",
     "sample",
     "ssim",
     "torch_version",

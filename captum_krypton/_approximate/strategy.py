@@ -13,101 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._call import ArgumentError, Call
 from .._operators import Floats, Mask
 from .._plan import Plan
-from .._run import Base, Compiled, Execution, Selection, window_axes
-from .drilldown import DrillDown, drill_down
-from .refine import LEAST_WINDOWS, Budget, Growth, grow
-from .tuning import Tuning, as_grids, torch_version
+from .._run import Base, Execution, InputRun, Selection
+from .approximation import Approximation
+from .drilldown import drill_down
+from .refine import Growth, grow
 
-__all__ = ["Approximate", "Approximation", "Windows", "approximate", "growing"]
-
-
-@dataclass(frozen=True)
-class Approximation:
-    """How a map may differ from the exact one; by default not at all.
-
-    Attributes:
-        threshold: the projective field threshold tau, in (0, 1]; 1 is exact.
-        drill_down: which windows are run; None for all.
-        tuning: where the threshold is from; None where the user gave it.
-        quality: the structural similarity that a map is to have by its own estimate: that of the
-            predicted outcome, where an image has several.
-        budget: what a map may cost.
-
-    Raises:
-        ValueError: (an `ArgumentError`) for a threshold outside of its range.
-    """
-
-    threshold: float = 1.0
-    drill_down: DrillDown | None = None
-    tuning: Tuning | None = None
-    quality: float | None = None
-    budget: Budget | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ArgumentError(
-                f"projective_field_threshold must be above 0 and at most 1, not {self.threshold}"
-            )
-        if self.drill_down is not None and not isinstance(self.drill_down, DrillDown):
-            raise TypeError(
-                f"drill_down must be a DrillDown or None, not {type(self.drill_down).__name__}"
-            )
-        if self.quality is not None and not 0 < self.quality <= 1:
-            raise ArgumentError(f"quality must be above 0 and at most 1, not {self.quality}")
-        if self.budget is not None and not isinstance(self.budget, Budget):
-            raise TypeError(f"budget must be a Budget or None, not {type(self.budget).__name__}")
-        if self.grows and self.drill_down is not None:
-            raise ArgumentError(
-                "quality and budget choose the windows of a map themselves: they exclude drill_down"
-            )
-
-    @property
-    def grows(self) -> bool:
-        """Whether windows are run until the map is good enough."""
-        return self.quality is not None or self.budget is not None
-
-    def is_enough(self, made: Approximate, seconds: float) -> bool:
-        """Whether a growing map is as good as wanted, or has taken as long as it may."""
-        (quality,) = made.quality or (0.0,)
-        if self.quality is not None and quality >= self.quality:
-            return True
-        limit = None if self.budget is None else self.budget.seconds
-        return limit is not None and seconds >= limit
-
-    def check(self, call: Call) -> None:
-        """Raises an `ArgumentError` where the windows of a call cannot be approximated so."""
-        if self.drill_down is not None:
-            for grid in call.grids:
-                self.drill_down.coarse(grid.counts, window_axes(grid))
-        if self.budget is not None and self.budget.windows is not None:
-            for grid in call.grids:
-                axes = window_axes(grid)
-                rest = (n for dim, n in enumerate(grid.counts) if dim not in axes)
-                least = LEAST_WINDOWS * math.prod(rest)
-                if self.budget.windows < least:
-                    raise ArgumentError(
-                        f"budget.windows must be at least {least} for windows at "
-                        f"{' x '.join(map(str, grid.counts))} positions, not {self.budget.windows}"
-                    )
-        tuning = self.tuning
-        if tuning is not None and tuning.grids != (asked := as_grids(call)):
-            raise ArgumentError(f"tuning is for windows {tuning.grids}, not for {asked}")
-
-    def check_model(self, compiled: Compiled) -> None:
-        """Raises an `ArgumentError` where the threshold was tuned for another model."""
-        if self.tuning is not None and self.tuning.model != compiled.digest:
-            raise ArgumentError(
-                "tuning is for another model, other weights, inputs of another shape or another "
-                f"PyTorch (then {self.tuning.torch}, now {torch_version()}): tune again"
-            )
-
-    @property
-    def exact(self) -> bool:
-        """Whether maps are exact."""
-        return self.threshold == 1 and self.drill_down is None and not self.grows
+__all__ = ["Approximate", "Made", "Windows", "growing", "make", "only"]
 
 
 @dataclass
@@ -135,6 +48,12 @@ class Windows:
         if analysis not in self._bases:
             self._bases[analysis] = execution.materialise(self.images)
         return execution.evaluate(self.images, self._bases[analysis], self.advance, selected)
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates of the windows that have been run (Eq. 15-16)."""
+        counts = self.runs.items()
+        return sum(n * self.executions[t].plan.macs_incremental for t, n in counts)
 
 
 @dataclass(frozen=True)
@@ -164,6 +83,74 @@ class Approximate:
             np.concatenate([part.exact for part in parts]),
             sum(qualities, ()) if qualities else None,
         )
+
+    @property
+    def least_quality(self) -> float:
+        """The lowest of the expected similarities; 0 where nothing was estimated."""
+        return min(self.quality or (0.0,))
+
+    def estimated_ssim(self, plan: Plan) -> float | None:
+        """The similarity to the exact map that every image's is expected to have at least."""
+        if self.quality is not None:
+            return min(self.quality)
+        return 1.0 if plan.threshold == 1 and self.known.all() else None
+
+
+@dataclass(frozen=True)
+class Made:
+    """The maps of all images, and what is needed to check them.
+
+    Attributes:
+        maps: the maps.
+        checked: the exact outcomes of the windows to check, (N, windows to check, outputs...).
+        speedup: the saving in multiply-accumulates (Eq. 17).
+        execution: what ran them.
+    """
+
+    maps: Approximate
+    checked: Tensor
+    speedup: float
+    execution: Execution
+
+
+def make(approximation: Approximation, run: InputRun, advance: Callable[[int], None]) -> Made:
+    """The maps of all images of an input.
+
+    Args:
+        approximation: how a map may differ from the exact one.
+        run: the windows of the input.
+        advance: told the number of windows of every batch that has been run.
+    """
+    plan, checking = run.plan, run.checking
+    execution = run.execution(plan)
+    if approximation.exact:
+        scores = execution.run(advance)
+        everything = np.ones(scores.shape[:2], bool)
+        exact = Approximate(scores, everything, everything)
+        return Made(exact, scores[:, checking], plan.theoretical_speedup, execution)
+    executions = {plan.threshold: execution}
+    if plan.threshold < 1 and (checking or approximation.grows):
+        executions[1.0] = run.execution(run.exact_plan)
+    maps, checked, macs = [], [], 0.0
+    for images in execution.side_by_side():
+        windows = Windows(executions, images, advance)
+        maps.append(approximate(approximation, windows, plan, run.untouched.reference[images]))
+        macs += windows.macs
+        scores = maps[-1].scores
+        if checking:
+            windows.advance = lambda rows: None
+            scores = windows.run(only(checking, maps[-1].known), 1.0)
+        checked.append(scores[:, checking])
+    every = Approximate.of_all(maps)
+    speedup = every.known.size * plan.macs_full / macs if macs else 1.0
+    return Made(every, torch.cat(checked), speedup, execution)
+
+
+def only(windows: list[int], like: Selection) -> Selection:
+    """A selection of these windows of every image."""
+    selected = np.zeros_like(like)
+    selected[:, windows] = True
+    return selected
 
 
 def approximate(
@@ -208,7 +195,7 @@ def _grown(
         stages = growing(approximation, windows, plan, reference, image, memory)
         with closing(stages):
             for made in stages:
-                if approximation.is_enough(made, time.perf_counter() - started):
+                if approximation.is_enough(made.least_quality, time.perf_counter() - started):
                     break
         assert made is not None
         windows.advance(int((~made.known).sum()))

@@ -1,18 +1,25 @@
-"""TODO."""
+"""What is asked and what is answered.
 
-from .arguments import PREDICTED, ArgumentError, Call, Predicted, make_call
+In: Captum's arguments. Out: a checked `Call`, its windows; an `OcclusionMap` and its `Report`.
+
+May use: operators.
+"""
+
+from .arguments import PREDICTED, ArgumentError, Call, Predicted, make_call, signature
 from .heatmap import OcclusionMap, Report, map_of
 from .outcome import difference, distances, resolve_target, row_target, tolerance
 from .progress_bar import progress
+from .settings import Settings
 from .windows import WindowGrid
 
 __all__ = [
+    "PREDICTED",
     "ArgumentError",
     "Call",
     "OcclusionMap",
-    "PREDICTED",
     "Predicted",
     "Report",
+    "Settings",
     "WindowGrid",
     "difference",
     "distances",
@@ -21,5 +28,6 @@ __all__ = [
     "progress",
     "resolve_target",
     "row_target",
+    "signature",
     "tolerance",
 ]

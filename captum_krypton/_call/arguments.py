@@ -237,3 +237,34 @@ def _validate_baselines(inputs: tuple[Tensor, ...], baselines: tuple[Any, ...]) 
                 f"baselines[{i}] has shape {tuple(baseline.shape)}, expected "
                 f"{tuple(tensor.shape)} or a shape that broadcasts to it"
             )
+
+
+def signature(call: Call) -> tuple[Any, ...]:
+    """What of a call a capture depends on: kinds and shapes of tensors, values of the rest.
+
+    It holds none of the arguments. That two objects have one hash, one after another, does no harm:
+    what a graph was made from is compared at every call.
+    """
+    return tuple(
+        (tuple(argument.shape[1:]), argument.dtype, argument.device)
+        if isinstance(argument, Tensor) and batched
+        else _key(argument)
+        for argument, batched in zip(call.arguments, call.batched, strict=True)
+    )
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def _key(argument: Any) -> Any:
+    """A value that tells an argument from others, and keeps nothing of it alive."""
+    if type(argument) in _PLAIN:
+        return type(argument), argument
+    if isinstance(argument, (tuple, list)):
+        return type(argument), tuple(map(_key, argument))
+    if isinstance(argument, dict):
+        return type(argument), tuple((_key(k), _key(v)) for k, v in argument.items())
+    try:
+        return type(argument), hash(argument)
+    except TypeError:
+        return type(argument), id(argument)

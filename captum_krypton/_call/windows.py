@@ -44,6 +44,12 @@ class WindowGrid:
         """Windows in all."""
         return math.prod(self.counts)
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The window axes: the dimensions but the channels, the last three at most."""
+        first = 1 if len(self.shape) > 1 else 0
+        return tuple(range(first, len(self.shape)))[-3:]
+
     def along(self, dim: int) -> Reach:
         """The interval that each window position covers along a dimension (0: channels)."""
         start = np.arange(self.counts[dim], dtype=np.int64) * self.stride[dim]

@@ -1,9 +1,16 @@
-"""TODO."""
+"""From a forward function to a graph.
 
-from .capture import Capture, capture, current_state, graph_of, record, refuse_training
+In: a forward function and its arguments. Out: a `Graph` of ATen operators that is valid for every
+batch size, and whether it still says what the function does; or why there can be none.
+
+May use: kernels.
+"""
+
+from .capture import Capture, captured, graph_of, record
 from .graph import BatchInt, Graph, Node, Value, ValueId, is_pointwise, resolve
 from .recorder import NotCapturable, Recording
 from .simplify import simplified
+from .state import current_state, refuse_modules
 from .watch import watched
 
 __all__ = [
@@ -15,12 +22,12 @@ __all__ = [
     "Recording",
     "Value",
     "ValueId",
-    "capture",
+    "captured",
     "current_state",
     "graph_of",
     "is_pointwise",
     "record",
-    "refuse_training",
+    "refuse_modules",
     "resolve",
     "simplified",
     "watched",

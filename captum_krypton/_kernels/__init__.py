@@ -1,8 +1,17 @@
-"""TODO."""
+"""Kernels and the machine that they run on.
+
+In: tensors, windows' offsets and extents. Out: patches; what operations cost here.
+One operator a module, named as its file in csrc: the schema, the wrapper and, in `reference`, a
+twin in plain torch. `rates`, `bounds`, `measure` and `calibrate` say what a machine's operations
+cost; `cuda_graph`, `arena` and `memory` drive a device.
+
+May use: no other wing.
+"""
 
 from .activation import ACTIVATIONS
 from .arena import arena, join
 from .calibrate import calibration_of, rates_of
+from .convolution_block import convolution_block
 from .convolve_patches import (
     PackedWeight,
     Patches,
@@ -13,10 +22,12 @@ from .convolve_patches import (
     winograd_limit,
     winograd_sizes,
 )
-from .finish_block import compiled_finish, convolution_block, fastest_finish, plain_finish
+from .cuda_graph import CudaGraph, GraphPool, alike, capture_stream, graph_settings
+from .finish_block import compiled_finish, fastest_finish, plain_finish
 from .formats import CHANNELS_LAST
 from .gather_patches import gather_patches
-from .join_patches import join_block, join_patches
+from .join_block import join_block
+from .join_patches import join_patches
 from .loader import BackendInfo, KryptonBackendWarning, backend_info
 from .memory import trim
 from .pool_patches import POOLED_ON_GPUS, pool_patches
@@ -24,22 +35,27 @@ from .rates import Rates
 
 __all__ = [
     "ACTIVATIONS",
-    "BackendInfo",
     "CHANNELS_LAST",
-    "KryptonBackendWarning",
     "POOLED_ON_GPUS",
+    "BackendInfo",
+    "CudaGraph",
+    "GraphPool",
+    "KryptonBackendWarning",
     "PackedWeight",
     "Patches",
     "Rates",
+    "alike",
     "allows_winograd",
     "arena",
     "backend_info",
     "calibration_of",
+    "capture_stream",
     "compiled_finish",
     "convolution_block",
     "convolve_patches",
     "fastest_finish",
     "gather_patches",
+    "graph_settings",
     "join",
     "join_block",
     "join_patches",

@@ -11,12 +11,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Graph", "Pool", "alike", "capture_stream", "precision", "settings"]
+__all__ = ["CudaGraph", "GraphPool", "alike", "capture_stream", "graph_settings", "precision"]
 
 T = TypeVar("T")
 
 
-class Graph(Generic[T]):
+class CudaGraph(Generic[T]):
     """Work that is captured, not run; `replay` runs it.
 
     It reads the tensors that the work read, at their addresses, and writes its result again. The
@@ -31,7 +31,7 @@ class Graph(Generic[T]):
         RuntimeError: where the work cannot be captured.
     """
 
-    def __init__(self, work: Callable[[], T], pool: Pool, device: torch.device) -> None:
+    def __init__(self, work: Callable[[], T], pool: GraphPool, device: torch.device) -> None:
         self._graph = torch.cuda.CUDAGraph()
         with _CAPTURES, capture_stream(device):
             torch.cuda.synchronize(device)
@@ -50,7 +50,7 @@ class Graph(Generic[T]):
         self._graph.replay()
 
 
-class Pool:
+class GraphPool:
     """Memory of graphs that never run at the same time.
 
     Attributes:
@@ -92,7 +92,7 @@ def precision() -> tuple[Any, Any]:
     return products.allow_tf32, backends.cudnn.allow_tf32
 
 
-def settings(device: torch.device) -> tuple[Any, ...]:
+def graph_settings(device: torch.device) -> tuple[Any, ...]:
     """What a graph holds on to besides its tensors: PyTorch's settings, and the stream."""
     backends, products = torch.backends, torch.backends.cuda.matmul
     return (

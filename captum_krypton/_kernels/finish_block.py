@@ -1,53 +1,27 @@
-"""`convolution_block`: a convolution and the sum, activation and clamp that follow it, in one."""
+"""`finish_block`: the bias, sum, activation and clamp that follow a convolution, in one pass."""
 
 from __future__ import annotations
 
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FunctionType
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from . import loader
 from .activation import ACTIVATIONS, activate
 from .formats import CHANNELS_LAST
 from .library import library
 
-__all__ = ["compiled_finish", "convolution_block", "fastest_finish", "finish", "plain_finish"]
+__all__ = ["compiled_finish", "fastest_finish", "finish", "plain_finish"]
 
-library.define(
-    "convolution_block(Tensor input, Tensor weight, Tensor? bias, int[] stride, "
-    "int[] padding, int[] dilation, int groups, Tensor? residual, float low, float high, "
-    "str activation='none') -> Tensor"
-)
 library.define(
     "finish_block(Tensor(a!) sums, Tensor? bias, Tensor? residual, float low, float high, "
     "int activation) -> Tensor(a!)"
 )
-
-
-def _convolution_block(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    residual: Tensor | None,
-    low: float,
-    high: float,
-    activation: str = "none",
-) -> Tensor:
-    none = [0] * len(stride)
-    out: Tensor = torch.ops.aten.convolution.default(
-        input, weight, bias, stride, padding, dilation, False, none, groups
-    )
-    return finish(out, residual, low, high, activation)
 
 
 def finish(
@@ -162,18 +136,4 @@ def compiled_finish(
     return made
 
 
-library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
 library.impl("finish_block", _finish_block, "CompositeExplicitAutograd")
-convolution_block = torch.ops.captum_krypton.convolution_block.default
-"""Clamp(activation(convolution(input) + residual)), on whole volumes."""
-
-
-@register_flop_formula(torch.ops.captum_krypton.convolution_block)
-def _convolution_block_flops(
-    input_shape: Sequence[int],
-    weight_shape: Sequence[int],
-    *rest: object,
-    out_shape: Sequence[int],
-    **named: object,
-) -> int:
-    return conv_flop_count(list(input_shape), list(weight_shape), list(out_shape))

@@ -1,4 +1,4 @@
-"""`join_block` and `join_patches`: channels side by side, scaled, shifted and clamped."""
+"""`join_patches`: channels of several patches side by side, scaled, shifted and clamped."""
 
 from __future__ import annotations
 
@@ -9,33 +9,17 @@ import torch
 from torch import Tensor
 
 from . import loader, reference
-from .activation import scale_and_clamp
-from .arena import join
 from .convolve_patches import Patches
 from .library import library
 
-__all__ = ["join_block", "join_patches"]
+__all__ = ["join_patches"]
 
-library.define(
-    "join_block(Tensor[] tensors, Tensor? scale, Tensor? shift, float low, float high) -> Tensor"
-)
 library.define(
     "join_patches(Tensor[] bases, Tensor[] patches, Tensor image, Tensor[] patch_offsets, "
     "Tensor[] patch_extents, Tensor read_offset, SymInt[] size, Tensor? output_extent, "
     "Tensor? scale, Tensor? shift, float low, float high) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-
-
-def _join_block(
-    tensors: list[Tensor], scale: Tensor | None, shift: Tensor | None, low: float, high: float
-) -> Tensor:
-    return scale_and_clamp(join(tensors, 1), scale, shift, low, high)
-
-
-library.impl("join_block", _join_block, "CompositeExplicitAutograd")
-join_block = torch.ops.captum_krypton.join_block.default
-"""Clamp(cat(tensors, 1) * scale + shift), on whole volumes; scale and shift by channel, or None."""
 
 
 def join_patches(

@@ -1,4 +1,10 @@
-"""TODO."""
+"""One rule a kind of operator: how far a change reaches, what is read, how a patch is computed.
+
+In: an operator of the graph and what is known of its operands. Out: its `Rule`, or None where it
+has none: a global operator is right, only slower.
+
+May use: capture, kernels.
+"""
 
 from .regions import Box, Floats, Integers, Mask, Reach, align, crop, exact, same_boxes
 from .rule import (

@@ -27,8 +27,8 @@ __all__ = [
     "same_boxes",
     "shift",
     "union",
-    "window_read",
     "window_reach",
+    "window_read",
 ]
 
 Integers = npt.NDArray[np.int64]

@@ -1,7 +1,14 @@
-"""TODO."""
+"""Windows to groups, groups to batches, and what they cost.
+
+In: a graph, windows, the rates of a machine. Out: a `Plan`. Nothing is run here.
+
+May use: call, operators, capture, kernels.
+"""
 
 from .analysis import Analysis, analyse
+from .batch_size import Room
 from .fuse import fused
-from .plan import GroupPlan, Plan, make_plan
+from .group_plan import GroupPlan
+from .plan import Plan, make_plan
 
-__all__ = ["Analysis", "GroupPlan", "Plan", "analyse", "fused", "make_plan"]
+__all__ = ["Analysis", "GroupPlan", "Plan", "Room", "analyse", "fused", "make_plan"]

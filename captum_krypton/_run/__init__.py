@@ -1,27 +1,32 @@
-"""TODO."""
+"""A plan's batches, and windows without a plan.
+
+In: a forward function, a call, a plan. Out: the outcome of every window that is asked for, checked
+against the forward function.
+
+May use: plan, call, operators, capture, kernels.
+"""
 
 from .base import Base
-from .check import Noise, Stale, checked_windows, rounding_of
-from .compiled import CompileCache, Compiled, default_memory_budget, signature, window_axes
+from .batches import RunStatistics
+from .check import Stale
+from .compiled import CompileCache, Compiled
 from .execution import Execution
-from .group import RunStatistics, Selection
-from .naive import FewWindows, naive_maps, naive_scores
+from .few_windows import FewWindows
+from .group import Selection
+from .input_run import InputRun, Untouched
+from .naive import Fallback, naive_maps
 
 __all__ = [
     "Base",
     "CompileCache",
     "Compiled",
     "Execution",
+    "Fallback",
     "FewWindows",
-    "Noise",
+    "InputRun",
     "RunStatistics",
     "Selection",
     "Stale",
-    "checked_windows",
-    "default_memory_budget",
+    "Untouched",
     "naive_maps",
-    "naive_scores",
-    "rounding_of",
-    "signature",
-    "window_axes",
 ]

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .._call import Call, WindowGrid
-from .._capture import BatchInt, Capture, NotCapturable, ValueId, capture, current_state, simplified
+from .._call import Call, Settings, signature
+from .._capture import BatchInt, NotCapturable, ValueId, captured, current_state, simplified
 from .._kernels import PackedWeight, backend_info, panel_size, rates_of, trim
 from .._operators import Algorithm, Means
-from .._plan import Analysis, Plan, analyse, fused, make_plan
+from .._plan import Analysis, Plan, Room, analyse, fused, make_plan
 from .interpreter import prepare_constants
 from .layout import channels_last
-from .resident import Residents
+from .replay_cache import ReplayCache
 
-__all__ = ["Compiled", "CompileCache", "signature"]
+__all__ = ["CompileCache", "Compiled"]
 
-# Larger batches leave the caches and wait for memory; see docs/design.md.
-_BATCH_BYTES = {"cpu": 1 << 26}
 _KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
 
 
@@ -31,9 +28,7 @@ class Compiled:
     """A model captured for one kind of input."""
 
     def __init__(self, forward: Callable[..., Any], call: Call) -> None:
-        self.capture: Capture = capture(
-            forward, call.arguments, call.batched, call.baselines
-        )
+        self.capture = captured(forward, call.arguments, call.batched, call.baselines)
         self.graph = simplified(self.capture.graph)
         if any(isinstance(s, BatchInt) for s in self.graph.shapes[self.graph.output][1:]):
             raise NotCapturable("the outcome's shape depends on the batch size")
@@ -41,8 +36,8 @@ class Compiled:
         self.last = channels_last(first)
         self.constants = prepare_constants(self.graph, self.last)
         self.graph.constants = self.constants  # else every weight is there in two layouts
-        self.residents = Residents(len(call.inputs))
-        self.budgets: dict[torch.device, int] = {}
+        self.replays = ReplayCache(len(call.inputs))
+        self._budgets: dict[torch.device, int] = {}
         self.packs: dict[tuple[ValueId, Algorithm], PackedWeight] = {}
         self.checked: set[tuple[Any, ...]] = set()
         self.notes: dict[tuple[Any, ...], list[Any]] = {}
@@ -61,13 +56,26 @@ class Compiled:
         read = {v for node in self.graph.nodes for v in node.operands()} | {self.graph.output}
         return tuple(value in read for value in self.graph.inputs)
 
+    def plan_of(
+        self, call: Call, position: int, settings: Settings, threshold: float = 1.0
+    ) -> Plan:
+        """The plan for occluding one of the inputs with a user's settings."""
+        device = call.inputs[position].device
+        rows = None if call.perturbations is None else call.perturbations * call.examples
+        room = Room.on(device, settings.memory_budget, rows)
+        if settings.cuda_graphs and device.type == "cuda":  # they take memory, and know their plan
+            budget = self._budgets.setdefault(device, room.memory_budget)
+            room = replace(room, memory_budget=budget)
+        return self.plan(
+            call, position, room=room, winograd=settings.winograd, threshold=threshold
+        )
+
     def plan(
         self,
         call: Call,
         position: int,
         *,
-        memory_budget: int,
-        most_rows: int,
+        room: Room,
         winograd: bool,
         threshold: float = 1.0,
     ) -> Plan:
@@ -78,21 +86,18 @@ class Compiled:
         """
         grid = call.grids[position]
         means = self._means(call.inputs[position].device, winograd)
-        key = (position, grid, call.examples, memory_budget, most_rows, means, threshold)
+        key = (position, grid, call.examples, room, means, threshold)
         if key not in self._plans:
-            tensor = call.inputs[position]
-            axes = window_axes(grid)
+            axes = grid.axes
             plans = [
                 make_plan(
                     self._analysis(position, axes, incremental),
                     grid,
                     axes,
                     means=means,
+                    room=room,
                     images=call.examples,
-                    memory_budget=memory_budget,
-                    batch_bytes=_BATCH_BYTES.get(tensor.device.type),
-                    most_rows=most_rows,
-                    element_bytes=tensor.element_size(),
+                    element_bytes=call.inputs[position].element_size(),
                     threshold=threshold if self._crops(position, axes, incremental) else 1.0,
                 )
                 for incremental in (True, False)
@@ -119,43 +124,6 @@ class Compiled:
         kernels = self.last and device.type == "cpu" and panel_size() > 0
         pools = self.last and device.type == "cuda" and backend_info("cuda").name == "cuda"
         return Means(rates_of(device), kernels, winograd, pools)
-
-
-def window_axes(grid: WindowGrid) -> tuple[int, ...]:
-    """The dimensions (without the batch) that are tracked: all but the channels, 3 at most."""
-    first = 1 if len(grid.shape) > 1 else 0
-    return tuple(range(first, len(grid.shape)))[-3:]
-
-
-def signature(call: Call) -> tuple[Any, ...]:
-    """What of a call a capture depends on: kinds and shapes of tensors, values of the rest.
-
-    It holds none of the arguments. That two objects have one hash, one after another, does no harm:
-    what a graph was made from is compared at every call.
-    """
-    return tuple(
-        (tuple(argument.shape[1:]), argument.dtype, argument.device)
-        if isinstance(argument, Tensor) and batched
-        else _name(argument)
-        for argument, batched in zip(call.arguments, call.batched, strict=True)
-    )
-
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-
-
-def _name(argument: Any) -> Any:
-    """A value that tells an argument from others, and keeps nothing of it alive."""
-    if type(argument) in _PLAIN:
-        return type(argument), argument
-    if isinstance(argument, (tuple, list)):
-        return type(argument), tuple(map(_name, argument))
-    if isinstance(argument, dict):
-        return type(argument), tuple((_name(k), _name(v)) for k, v in argument.items())
-    try:
-        return type(argument), hash(argument)
-    except TypeError:
-        return type(argument), id(argument)
 
 
 class CompileCache:
@@ -209,15 +177,3 @@ class CompileCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
-
-
-def default_memory_budget(device: torch.device) -> int:
-    """A quarter of the memory that is free now, in bytes."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free) // 4
-    try:
-        pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 1 << 30
-    return max(pages * size // 4, 1 << 28)

@@ -13,17 +13,18 @@ from .._kernels import PackedWeight, arena, trim
 from .._operators import Algorithm
 from .._plan import Plan
 from .base import FILL, Base
-from .group import Batches, GroupRun, Material, RunStatistics, Selection
-from .head import Tail
+from .batches import Batches, GroupRun, RunStatistics
+from .group import Material, Selection
+from .head import Head
 from .interpreter import run_graph
 from .layout import in_layout
-from .resident import Residents
+from .replay_cache import ReplayCache
 
 __all__ = ["Execution"]
 
 Outcome = Callable[[Tensor, Tensor], Tensor]
 
-# Room for the outputs of kernels, in batches: holes lie between them, and the tail's wait there.
+# Room for the outputs of kernels, in batches: holes lie between them, and the head's wait there.
 # What is not needed is not touched.
 _ARENA = 4
 
@@ -41,7 +42,7 @@ class Execution:
         last: whether activations are kept with channels last.
         packs: weights in the kernels' order, by value and algorithm; missing ones are put there.
         on_base: told the graph's output for the untouched images, before any window is run.
-        residents: groups that are kept from run to run, so that their batches can be replayed; None
+        replays: groups that are kept from run to run, so that their batches can be replayed; None
             where every batch is run by its operators.
         compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
     """
@@ -57,14 +58,14 @@ class Execution:
         last: bool,
         packs: dict[tuple[ValueId, Algorithm], PackedWeight] | None = None,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
-        residents: Residents | None = None,
+        replays: ReplayCache | None = None,
         compiles: bool = False,
     ) -> None:
         self.plan, self.inputs, self.baseline, self.outcome = plan, inputs, baseline, outcome
         fill = None if isinstance(baseline, Tensor) else baseline
         packs = {} if packs is None else packs
         self.material = Material(plan, constants, packs, fill, last, compiles)
-        self.on_base, self.residents = on_base, residents
+        self.on_base, self.replays = on_base, replays
         self.statistics = RunStatistics(batch_size=plan.batch_size)
         self.images = inputs[0].shape[0]
         self._memory_held = False
@@ -123,24 +124,24 @@ class Execution:
         """
         collected = _Collected(images.stop - images.start, self.plan.grid.total)
         finish, clock = self._finish(images, collected), self.statistics.clock
-        tail = Tail(self.plan, self.material.constants, finish, clock)
+        head = Head(self.plan, self.material.constants, finish, clock)
         with nullcontext() if self._memory_held else self.memory():
             with closing(self._groups(base, selected)) as groups:
                 for batches in groups:
                     for rows, order, values in batches:
-                        tail.add(values, order)
+                        head.add(values, order)
                         progress(rows)
-            tail.flush()
+            head.flush()
         return collected.result()
 
     def _groups(self, base: Base, selected: Selection | None) -> Generator[Batches, None, None]:
         """The batches of one group after another."""
         if selected is not None and selected.all():
             selected = None
-        if self.residents is not None and selected is None:
-            with self.residents.of(self.material, base) as resident:
-                if resident is not None:
-                    yield from resident.batches(self.statistics)
+        if self.replays is not None and selected is None:
+            with self.replays.of(self.material, base) as kept:
+                if kept is not None:
+                    yield from kept.batches(self.statistics)
                     return
         for number, group in enumerate(self.plan.groups):
             if number:

@@ -1,12 +1,9 @@
-"""The windows of one group: what their steps are, and the batches that they run in."""
+"""A group of windows as rules see it: where its patches lie, and what its steps read."""
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,63 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._capture import Node, ValueId
-from .._kernels import PackedWeight, Patches, cuda_graph, gather_patches, pack_weight
-from .._operators import (
-    Algorithm,
-    Box,
-    Boxes,
-    Dims,
-    Frame,
-    Kind,
-    Step,
-    along,
-    same_boxes,
-    whole_step,
-)
+from .._capture import ValueId
+from .._kernels import PackedWeight, Patches, gather_patches, pack_weight
+from .._operators import Algorithm, Box, Boxes, Dims, Frame, Kind, same_boxes
 from .._plan import GroupPlan, Plan
-from .base import FILL, Base
-from .head import Clock, frontier, run_tail, untimed
-from .interpreter import store
-from .layout import from_block, in_layout, to_block
+from .base import Base
+from .head import frontier
+from .layout import from_block, to_block
 
-__all__ = ["Batches", "GroupRun", "Material", "RunStatistics", "Selection"]
+__all__ = ["Material", "Selection", "WindowGroup"]
 
 Selection = npt.NDArray[np.bool_]  # (images, windows), windows in row-major order
-Batches = Iterator[tuple[int, Tensor, dict[ValueId, Tensor]]]  # rows, places, the tail's values
-
-
-# A capture takes about as long as is saved by so many replays.
-_MANY = 16
-
-
-@dataclass
-class RunStatistics:
-    """What a run did.
-
-    Attributes:
-        batches: batches run.
-        batch_size: the most rows in a batch at the end.
-        spent: seconds of every operator on windows, by its first result.
-        replayed: batches that were replayed from a CUDA graph.
-        wait: waits for the device, where operators are to be timed one by one.
-    """
-
-    batches: int = 0
-    batch_size: int = 0
-    spent: dict[ValueId, float] = field(default_factory=dict)
-    replayed: int = 0
-    wait: Callable[[], None] = lambda: None
-
-    @contextmanager
-    def clock(self, node: Node) -> Iterator[None]:
-        """Counts the time of the block as the operator's."""
-        value = node.results[0]
-        self.wait()
-        started = time.perf_counter()
-        yield
-        self.wait()
-        self.spent[value] = self.spent.get(value, 0.0) + time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -96,7 +47,7 @@ class Material:
 
     @cached_property
     def frontier(self) -> tuple[ValueId, ...]:
-        """The values that the tail reads from the batches."""
+        """The values that the head reads from the batches."""
         return frontier(self.plan)
 
     @cached_property
@@ -113,66 +64,15 @@ class Material:
         )
 
 
-@dataclass
-class _Batch:
-    """Neighbouring rows of a group (see `captum_krypton._operators.Frame`)."""
-
-    start: int
-    rows: int
-    values: dict[ValueId, Tensor] = field(default_factory=dict)
-
-    def of(self, table: Tensor) -> Tensor:
-        return table[self.start : self.start + self.rows]
-
-
-class _Movable:
-    """Rows of a group that a tensor names: a captured graph reads it anew at every replay.
+class WindowGroup:
+    """A group's windows, all or those that are selected (see `captum_krypton._operators.Group`).
 
     Args:
-        numbers: the rows.
-        tables: what `of` will be asked for, of one type and width: they are read together.
+        material: what the windows are computed from.
+        group: the plan of the group.
+        base: the base of the images.
+        selected: which of the windows; None for all.
     """
-
-    def __init__(self, numbers: Tensor, tables: list[Tensor]) -> None:
-        self.rows, self.values, self.numbers = len(numbers), dict[ValueId, Tensor](), numbers
-        self._first = torch.arange(self.rows, device=numbers.device)
-        self._tables = tables
-        self._together = torch.stack(tables) if tables else None
-        self._taken: dict[int, tuple[Tensor, Tensor]] = {}  # with the table, so that no id repeats
-
-    def take(self) -> None:
-        """Reads the rows of the tables."""
-        if self._together is not None:
-            parts = self._together.index_select(1, self.numbers).unbind()
-            self._taken = {id(t): (t, part) for t, part in zip(self._tables, parts, strict=True)}
-
-    def move(self, start: int) -> None:
-        """The rows from `start` on."""
-        torch.add(self._first, start, out=self.numbers)
-
-    def of(self, table: Tensor) -> Tensor:
-        key = id(table)
-        if key not in self._taken:
-            self._taken[key] = table, table.index_select(0, self.numbers)
-        return self._taken[key][1]
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """A batch as a graph, and the rows that it is of."""
-
-    frame: _Movable
-    graph: cuda_graph.Graph[dict[ValueId, Tensor]]
-
-    def replay(self, start: int) -> dict[ValueId, Tensor]:
-        """What the tail reads for the rows from `start` on; the next replay overwrites it."""
-        self.frame.move(start)
-        self.graph.replay()
-        return self.graph.result
-
-
-class GroupRun:
-    """A group's windows, all or those that are selected, and the steps that compute them."""
 
     def __init__(
         self,
@@ -189,17 +89,16 @@ class GroupRun:
         self.compiles = material.compiles
         self._index(original.shape[0], selected)
         self._tables: dict[bytes, Tensor] = {}
-        self.steps: list[tuple[Node, Step, tuple[ValueId, ...]]] = []
-        self.readers: dict[ValueId, Callable[[Frame], Tensor]] = {}
-        self._captured: _Captured | None = None
         if len(self.order):
-            self.image_rows = self._to_device(self.image)
-            self._prepare_input()
-            self.steps = list(self._steps())
-            self.readers = {v: self.whole(v) for v in material.frontier}
+            self.image_rows = self.to_device(self.image)
 
-    def _to_device(self, array: Any) -> Tensor:
+    def to_device(self, array: Any) -> Tensor:
+        """The numbers, where the windows run."""
         return torch.as_tensor(array).to(self.device)
+
+    def tables(self) -> list[Tensor]:
+        """The tables of offsets and extents made so far, each with a row for each window."""
+        return list(self._tables.values())
 
     def _index(self, images: int, selected: Selection | None) -> None:
         """For every row: its image, its position along each axis, and its place in the result."""
@@ -218,15 +117,14 @@ class GroupRun:
             rows = selected.reshape(-1)[order]
             self.image, order = self.image[rows], order[rows]
             where = {dim: positions[rows] for dim, positions in where.items()}
-        self.order = self._to_device(order)
+        self.order = self.to_device(order)
         self.other = {d: where[d] for d in plan.others}
         self.position = [
             where[dim] - segment.start
             for dim, segment in zip(plan.axes, self.group.segments, strict=True)
         ]
 
-    # --- what rules ask for (see captum_krypton._operators.Group)
-
+    # --- what rules ask for
     def boxes(self, value: ValueId) -> Boxes:
         return self.group.boxes[value]
 
@@ -294,11 +192,11 @@ class GroupRun:
         constant = self.material.constants.get(value)
         if constant is None:
             shape = self.graph.size(value, 1)
-            return self._cut(self.base.kept[value], value, dims, boxes, shape, shared=False)
+            return self.cut_from(self.base.kept[value], value, dims, boxes, shape, shared=False)
         shape = (1,) * (rank - constant.dim()) + tuple(constant.shape)
-        return self._cut(constant.reshape(shape), value, dims, boxes, shape, shared=True)
+        return self.cut_from(constant.reshape(shape), value, dims, boxes, shape, shared=True)
 
-    def _cut(
+    def cut_from(
         self,
         tensor: Tensor,
         value: ValueId,
@@ -360,199 +258,5 @@ class GroupRun:
         key = b"|".join(bytes([axis]) + column.tobytes() for axis, column in present)
         if key not in self._tables:
             spread = [column[self.position[axis]] for axis, column in present]
-            self._tables[key] = self._to_device(np.stack(spread, 1).astype(np.int64))
+            self._tables[key] = self.to_device(np.stack(spread, 1).astype(np.int64))
         return self._tables[key]
-
-    def _steps(self) -> Iterator[tuple[Node, Step, tuple[ValueId, ...]]]:
-        graph = self.graph
-        nodes = graph.nodes[: len(graph.nodes) - self.plan.tail]
-        needed = self.material.frontier
-        last_use = graph.last_uses()
-        for i, node in enumerate(nodes):
-            outputs = [v for v in node.outputs if v >= 0]
-            if all(self.analysis.kinds[v] is Kind.IMAGE for v in outputs):
-                continue
-            rule = self.analysis.rules[i]
-            if rule is None:
-                step = whole_step(node, self)
-            elif self._is_whole(node, outputs):
-                step = rule.whole_step(self)
-            else:
-                step = rule.step(self)
-            values = {*node.operands(), *outputs}
-            gone = tuple(v for v in values if last_use.get(v, -1) <= i and v not in needed)
-            yield node, step, gone
-
-    def _is_whole(self, node: Node, outputs: list[ValueId]) -> bool:
-        """Whether the operator's local operands and outputs are whole volumes in this group."""
-        local = [v for v in (*node.operands(), *outputs) if self.analysis.kinds[v] is Kind.LOCAL]
-        return all(same_boxes(self.boxes(v), self.whole_boxes(v)) for v in local)
-
-    def batches(self, statistics: RunStatistics, start: int = 0) -> Batches:
-        """Runs the group from a row on."""
-        total = len(self.order)
-        rest = -(-(total - start) // statistics.batch_size)
-        while start < total:
-            rows = min(statistics.batch_size, -(-(total - start) // max(rest, 1)))
-            try:
-                values = self._values(_Batch(start, rows), statistics.clock)
-            except RuntimeError as error:
-                if rows == 1 or not out_of_memory(error):
-                    raise
-                statistics.batch_size = rows // 2
-                continue
-            statistics.batches += 1
-            rest -= 1
-            yield rows, self.order[start : start + rows], values
-            start += rows
-
-    def replayed(self, statistics: RunStatistics, pool: cuda_graph.Pool, *, again: bool) -> Batches:
-        """Runs the group like `batches`, in batches of one size: one captured, the rest replayed.
-
-        The last one begins early enough to be full; its first rows are then those of the one
-        before, and give the same once more.
-
-        Args:
-            statistics: counts.
-            pool: the memory of graphs.
-            again: whether the group is run once more, so that even one batch is worth a capture.
-        """
-        total = len(self.order)
-        number = -(-total // statistics.batch_size)
-        rows = -(-total // max(number, 1))
-        done = 0
-        for left in range(number, 0, -1):
-            start = min(done, total - rows)
-            try:
-                worth = total > 1 and (again or (_MANY <= left < number))
-                if worth and self._captured is None and pool.usable:
-                    self._capture(start, rows, pool)
-                captured = self._captured if pool.usable else None
-                if captured is not None and captured.frame.rows == rows:
-                    values = captured.replay(start)
-                    statistics.replayed += 1
-                else:
-                    values = self._values(_Batch(start, rows), statistics.clock)
-            except RuntimeError as error:
-                if rows == 1 or not out_of_memory(error):
-                    raise
-                self._captured, pool.usable = None, False
-                statistics.batch_size = rows // 2
-                yield from self.batches(statistics, done)
-                return
-            statistics.batches += 1
-            yield start + rows - done, self.order[start : start + rows], values
-            done = start + rows
-
-    def _capture(self, start: int, rows: int, pool: cuda_graph.Pool) -> None:
-        """Captures a batch, and compares what a replay gives with the batch itself."""
-        with cuda_graph.capture_stream(self.device):  # what is made on first use is made there, too
-            expected = self._values(_Batch(start, rows))
-        # Other rows than those: work that runs at its capture gives itself away.
-        others = (torch.arange(rows, device=self.device) + (start + 1)) % len(self.order)
-        frame = _Movable(others, self._alike_tables())
-
-        def work() -> dict[ValueId, Tensor]:
-            frame.take()
-            return self._values(frame)
-
-        try:
-            graph = cuda_graph.Graph(work, pool, self.device)
-            captured = _Captured(frame, graph)
-            found = captured.replay(start)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            self._refuse(pool, f"{type(error).__name__}: {error}")
-            return
-        material = self.material
-        outcomes = [run_tail(self.plan, material.constants, v, rows) for v in (found, expected)]
-        if cuda_graph.alike(*outcomes):
-            self._captured = captured
-        else:
-            self._refuse(pool, "a replay gives other values than the operators do")
-
-    def _alike_tables(self) -> list[Tensor]:
-        """The tables of offsets that are as wide as most of them."""
-        widths = [table.shape[1] for table in self._tables.values()]
-        most = max(widths, key=widths.count, default=0)
-        return [table for table in self._tables.values() if table.shape[1] == most]
-
-    def _refuse(self, pool: cuda_graph.Pool, reason: str) -> None:
-        pool.usable = False
-        warnings.warn(
-            f"a batch cannot be replayed as a CUDA graph, its operators are launched one by one: "
-            f"{reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-    def _values(self, frame: _Batch | _Movable, clock: Clock = untimed) -> dict[ValueId, Tensor]:
-        """Runs the rows of a frame; what the tail reads."""
-        frame.values[self.analysis.occluded] = self._occluded(frame)
-        for node, step, gone in self.steps:
-            with clock(node):
-                store(frame.values, node, step(frame))
-            for value in gone:
-                frame.values.pop(value, None)
-        return {v: read(frame) for v, read in self.readers.items()}
-
-    # --- the occluded input
-
-    def _prepare_input(self) -> None:
-        """What a batch's occluded patches are made of: baseline, image and masks."""
-        value, dims = self.analysis.occluded, self.analysis.dims[self.analysis.occluded]
-        boxes = self.boxes(value)
-        shape = self.graph.size(value, 1)
-        if FILL in self.base.kept:
-            fill = self.base.kept[FILL]
-            self.fill = self._cut(fill, FILL, dims, boxes, shape, shared=fill.shape[0] == 1)
-        self.original = self._cut(self.base.kept[value], value, dims, boxes, shape, shared=False)
-        self.masks = list(self._masks())
-
-    def _masks(self) -> Iterator[tuple[int, Tensor]]:
-        """For each dimension that a window does not cover all of in its patch: where it does."""
-        plan = self.plan
-        for axis, (dim, box) in enumerate(
-            zip(plan.axes, self.boxes(self.analysis.occluded), strict=True)
-        ):
-            assert box is not None
-            window = plan.grid.along(dim).segment(self.group.segments[axis])
-            cell = box.offset[:, None] + np.arange(box.size)
-            inside = (cell >= window.start[:, None]) & (cell < window.stop[:, None])
-            if not inside.all():
-                yield dim + 1, self._to_device(inside[self.position[axis]])
-        for dim in plan.others:
-            inside = plan.grid.cover(dim).T > 0
-            if not inside.all():
-                yield dim + 1, self._to_device(inside[self.other[dim]])
-
-    def _occluded(self, batch: Frame) -> Tensor:
-        """The patches of the input: the baseline inside the window, the image around it."""
-        number = self.material.fill
-        if number is None:
-            fill = self.fill(batch)
-        else:
-            sizes = list(self.graph.size(self.analysis.occluded, 1))
-            for dim, box in zip(self.plan.axes, self.boxes(self.analysis.occluded), strict=True):
-                assert box is not None
-                sizes[dim + 1] = box.size
-            like = self.base.kept[self.analysis.occluded]
-            fill = torch.full(
-                (batch.rows, *sizes[1:]), number, dtype=like.dtype, device=like.device
-            )
-            fill = in_layout(fill, self.material.last)
-        if not self.masks:
-            return fill
-        mask: Tensor | None = None
-        for dim, table in self.masks:
-            part = along(batch.of(table), dim, fill.dim())
-            mask = part if mask is None else mask & part
-        assert mask is not None
-        return in_layout(torch.where(mask, fill, self.original(batch)), self.material.last)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed, on any device."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text

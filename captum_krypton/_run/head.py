@@ -13,14 +13,14 @@ from .._operators import Kind
 from .._plan import Plan
 from .interpreter import store
 
-__all__ = ["Clock", "Tail", "frontier", "run_tail", "untimed"]
+__all__ = ["Clock", "Head", "frontier", "run_head", "untimed"]
 
 Clock = Callable[[Node], AbstractContextManager[None]]
 
-_WAITING_BYTES = 1 << 26  # values of finished batches that wait for the tail
+_WAITING_BYTES = 1 << 26  # values of finished batches that wait for the head
 
 
-class Tail:
+class Head:
     """The last operators, run once for the rows of many batches.
 
     Args:
@@ -58,19 +58,19 @@ class Tail:
         self.rows += rows
 
     def _most_rows(self, row_bytes: int) -> int:
-        if not self.plan.tail:
+        if not self.plan.head:
             return 0
         windows = self.plan.images * self.plan.grid.total
         return min(windows, max(1, _WAITING_BYTES // max(row_bytes, 1)))
 
     def flush(self) -> None:
-        """Runs the tail for all rows that wait."""
+        """Runs the head for all rows that wait."""
         if not self.order:
             return
         order = torch.cat(self.order)
         values = {v: room[: self.rows] for v, room in self.waiting.items()}
         self.order, self.rows = [], 0
-        self.finish(run_tail(self.plan, self.constants, values, len(order), self.clock), order)
+        self.finish(run_head(self.plan, self.constants, values, len(order), self.clock), order)
 
 
 def untimed(node: Node) -> AbstractContextManager[None]:
@@ -78,7 +78,7 @@ def untimed(node: Node) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def run_tail(
+def run_head(
     plan: Plan,
     constants: dict[ValueId, Tensor],
     values: dict[ValueId, Tensor],
@@ -91,7 +91,7 @@ def run_tail(
     def tensor(value: ValueId) -> Tensor:
         return values[value] if value in values else constants[value]
 
-    for node in graph.nodes[len(graph.nodes) - plan.tail :]:
+    for node in graph.nodes[len(graph.nodes) - plan.head :]:
         args, kwargs = resolve((node.args, node.kwargs), tensor, rows)
         with clock(node):
             store(values, node, node.op(*args, **kwargs))
@@ -99,9 +99,9 @@ def run_tail(
 
 
 def frontier(plan: Plan) -> tuple[ValueId, ...]:
-    """The values that the tail reads from the batches."""
+    """The values that the head reads from the batches."""
     graph = plan.analysis.graph
-    nodes = graph.nodes[len(graph.nodes) - plan.tail :]
+    nodes = graph.nodes[len(graph.nodes) - plan.head :]
     made = {v for node in nodes for v in node.outputs}
     if not nodes:
         return (graph.output,)

@@ -1,4 +1,4 @@
-"""Groups of windows that stay in a GPU's memory from map to map, so that graphs can be replayed."""
+"""What is replayed on a GPU from map to map: groups with their graphs, and the base they read."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .._kernels import cuda_graph
+from .._kernels import GraphPool, graph_settings
 from .base import FILL, Base
-from .group import Batches, GroupRun, Material, RunStatistics, out_of_memory
+from .batches import Batches, GroupRun, RunStatistics, out_of_memory
+from .group import Material
+from .replay import ReplayedGroup
 
-__all__ = ["Resident", "Residents"]
+__all__ = ["ReplayCache", "Replays"]
 
 # For each input: images that do not fit side by side come in parts of two sizes.
 _KEPT = 2
 
 
-class Resident:
+class Replays:
     """All groups of a plan, and the base that they read."""
 
     def __init__(self, material: Material, base: Base) -> None:
         self.material = material  # alive, as its plan's identity is in the key
-        self.base = base.clone()
-        self.groups = [GroupRun(material, g, self.base) for g in material.plan.groups]
-        self.pool = cuda_graph.Pool()
+        self.base, pool = base.clone(), GraphPool()
+        self.groups = [
+            ReplayedGroup(GroupRun(material, group, self.base), pool)
+            for group in material.plan.groups
+        ]
         self.runs = 0
 
     def load(self, base: Base) -> None:
@@ -37,10 +41,10 @@ class Resident:
     def batches(self, statistics: RunStatistics) -> Iterator[Batches]:
         """The batches of one group after another."""
         for group in self.groups:
-            yield group.replayed(statistics, self.pool, again=self.runs > 1)
+            yield group.batches(statistics, again=self.runs > 1)
 
 
-class Residents:
+class ReplayCache:
     """The groups that ran last, by what their graphs depend on.
 
     One thread has them at a time; others run their batches by the operators.
@@ -51,11 +55,11 @@ class Residents:
 
     def __init__(self, inputs: int = 1) -> None:
         self._most = _KEPT * inputs
-        self._entries: OrderedDict[tuple[Any, ...], Resident] = OrderedDict()
+        self._entries: OrderedDict[tuple[Any, ...], Replays] = OrderedDict()
         self._lock = threading.Lock()
 
     @contextmanager
-    def of(self, material: Material, base: Base) -> Iterator[Resident | None]:
+    def of(self, material: Material, base: Base) -> Iterator[Replays | None]:
         """The groups of a plan, with a base loaded.
 
         None while another thread has them, and where there is no memory for them.
@@ -65,24 +69,24 @@ class Residents:
             return
         try:
             try:
-                resident = self._take(material, base)
+                found = self._take(material, base)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 self._entries.clear()
-                resident = None
-            yield resident
+                found = None
+            yield found
         finally:
             self._lock.release()
 
-    def _take(self, material: Material, base: Base) -> Resident:
+    def _take(self, material: Material, base: Base) -> Replays:
         original = base.kept[material.plan.analysis.occluded]
         fill = tuple(base.kept[FILL].shape) if FILL in base.kept else material.fill
-        key = (id(material.plan), original.shape[0], fill, *cuda_graph.settings(original.device))
+        key = (id(material.plan), original.shape[0], fill, *graph_settings(original.device))
         if key not in self._entries:
             while len(self._entries) >= self._most:
                 self._entries.popitem(last=False)
-            self._entries[key] = Resident(material, base)
+            self._entries[key] = Replays(material, base)
         self._entries.move_to_end(key)
         self._entries[key].load(base)
         return self._entries[key]
