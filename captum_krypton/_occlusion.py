@@ -20,6 +20,7 @@ from ._approximate import (
     DrillDown,
     Tuning,
     as_grids,
+    check_libraries,
     sample,
     torch_version,
     tuned,
@@ -283,6 +284,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             AssertionError: for arguments that Captum refuses, several inputs or examples, or a
                 `KryptonOcclusion` with `drill_down`; see `ArgumentError`.
             IndexError: for a target that the output does not have.
+            ImportError: without SciPy (the extra `approximate`).
             RuntimeError: (while it runs) where the model or autocast has changed since it began.
         """
         call = make_call(
@@ -301,6 +303,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             )
         if self.approximation.drill_down is not None:
             raise ArgumentError("growing maps choose their windows themselves: no drill_down")
+        check_libraries("a growing map")
         return self._growing(call)
 
     @torch.no_grad()
@@ -395,6 +398,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         Raises:
             ValueError: where an argument is out of range, no image is given, or the forward
                 function cannot be captured.
+            ImportError: without scikit-image (the extra `approximate`).
         """
         calls: list[Call] = []
 

@@ -8,6 +8,7 @@ May use: run, plan, call, operators.
 
 from .approximation import Approximation
 from .drilldown import DrillDown
+from .libraries import check_libraries
 from .quality import ssim
 from .refine import Budget
 from .strategy import Windows, growing, make, only
@@ -21,6 +22,7 @@ __all__ = [
     "Tuning",
     "Windows",
     "as_grids",
+    "check_libraries",
     "growing",
     "make",
     "only",

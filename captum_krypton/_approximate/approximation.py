@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .._call import ArgumentError, Call
 from .._run import Compiled
 from .drilldown import DrillDown
+from .libraries import check_libraries
 from .refine import LEAST_WINDOWS, Budget
 from .tuning import Tuning, as_grids, torch_version
 
@@ -28,6 +29,7 @@ class Approximation:
 
     Raises:
         ValueError: (an `ArgumentError`) for a threshold outside of its range.
+        ImportError: where windows are guessed, without SciPy (the extra `approximate`).
     """
 
     threshold: float = 1.0
@@ -53,6 +55,8 @@ class Approximation:
             raise ArgumentError(
                 "quality and budget choose the windows of a map themselves: they exclude drill_down"
             )
+        if self.grows or self.drill_down is not None:
+            check_libraries("a map with drill_down, quality or budget")
 
     @property
     def grows(self) -> bool:

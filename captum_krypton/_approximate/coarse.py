@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from .._operators import Floats, Integers, Mask
+from .libraries import scipy
 
 __all__ = ["CoarseGrid"]
 
@@ -84,7 +84,7 @@ def _spline_matrix(nodes: Integers, count: int) -> Floats:
     """(count, nodes): what each node adds to each position."""
     if len(nodes) == 1:
         return np.ones((count, 1))
-    spline: Callable[[Any], Floats] = make_interp_spline(
+    spline: Callable[[Any], Floats] = scipy("interpolate").make_interp_spline(
         nodes, np.eye(len(nodes)), k=_degree(len(nodes))
     )
     return spline(np.arange(count))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from .._operators import Floats, Integers, Mask
+from .libraries import scipy
 
 __all__ = ["Field", "likeliest"]
 
@@ -61,26 +61,29 @@ class Field:
             The values, (positions, outputs), of known positions as they are; and the variance of
             each one's error as a share of the field's, (positions,), zero where known.
         """
+        linalg = scipy("linalg")
         mean, variance = values.copy(), np.zeros(len(values))
         for block, around in self._blocks():
             near, asked = around[known[around]], block[~known[block]]
             if not len(asked):
                 continue
-            factor = cholesky(self._covariance(near, near), lower=True)
+            factor = linalg.cholesky(self._covariance(near, near), lower=True)
             between = self._covariance(near, asked, nugget=False)
             centre = values[near].mean(0)
-            mean[asked] = centre + between.T @ cho_solve((factor, True), values[near] - centre)
-            part = solve_triangular(factor, between, lower=True)
+            mean[asked] = centre + between.T @ linalg.cho_solve(
+                (factor, True), values[near] - centre
+            )
+            part = linalg.solve_triangular(factor, between, lower=True)
             variance[asked] = np.maximum(1 - (part * part).sum(0), 0)
         return mean, variance
 
     def log_likelihood(self, known: Mask, values: Floats) -> float:
         """How likely the known values are, the field's own variance being what fits them best."""
-        total = 0.0
+        linalg, total = scipy("linalg"), 0.0
         for _, around in self._blocks():
             near = around[known[around]]
-            factor = cholesky(self._covariance(near, near), lower=True)
-            white = solve_triangular(factor, values[near] - values[near].mean(), lower=True)
+            factor = linalg.cholesky(self._covariance(near, near), lower=True)
+            white = linalg.solve_triangular(factor, values[near] - values[near].mean(), lower=True)
             variance = max(float(white @ white) / len(near), 1e-300)
             total -= 0.5 * len(near) * math.log(variance) + float(np.log(np.diag(factor)).sum())
         return total

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import uniform_filter
-from skimage.metrics import structural_similarity
 
 from .._operators import Floats
+from .libraries import metrics, scipy
 
 __all__ = ["contrast", "expected_ssim", "sides_of", "ssim"]
 
@@ -32,6 +31,7 @@ def ssim(exact: Any, approximate: Any) -> float:
 
     Raises:
         ValueError: for maps of different shapes.
+        ImportError: without scikit-image (the extra `approximate`).
     """
     a, b = (np.squeeze(np.asarray(m, dtype=np.float64)) for m in (exact, approximate))
     if a.shape != b.shape:
@@ -46,7 +46,7 @@ def ssim(exact: Any, approximate: Any) -> float:
     side = min(sides_of(a.shape))
     if side < 3:  # too small for a local window: the map is one
         return _global(a, b, spread)
-    return float(structural_similarity(a, b, win_size=side, data_range=spread))
+    return float(metrics().structural_similarity(a, b, win_size=side, data_range=spread))
 
 
 def sides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -57,6 +57,7 @@ def sides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
 def contrast(plain: Floats) -> tuple[Floats, float]:
     """The variance in the local window about every cell, and what counts as none (SSIM's C2)."""
     sides = sides_of(plain.shape)
+    uniform_filter = scipy("ndimage").uniform_filter
     mean = uniform_filter(plain, sides)
     count = math.prod(sides)
     variance = (uniform_filter(plain * plain, sides) - mean * mean) * count / max(count - 1, 1)
@@ -76,7 +77,7 @@ def expected_ssim(plain: Floats, error: Floats) -> float:
         return 1.0
     sides = sides_of(plain.shape)
     variance, small = contrast(plain)
-    spread = uniform_filter(error, sides)
+    spread = scipy("ndimage").uniform_filter(error, sides)
     similar = (2 * variance + small) / (2 * variance + spread + small)
     inner = tuple(slice(s // 2, n - s // 2) for s, n in zip(sides, plain.shape, strict=True))
     return float(similar[inner].mean())

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, uniform_filter
 
 from .._call import ArgumentError
 from .._operators import Floats, Integers, Mask
 from .coarse import CoarseGrid
 from .gaussian_process import Field, likeliest
+from .libraries import scipy
 from .quality import contrast, expected_ssim, sides_of
 
 __all__ = ["LEAST_WINDOWS", "Budget", "Growth", "grow"]
@@ -281,6 +281,7 @@ def _spread(surprise: Floats, counts: tuple[int, ...]) -> Floats:
     """The mean surprise about every window; where there is none near, that of all."""
     seen = ~np.isnan(surprise)
     mean = float(surprise[seen].mean())
+    gaussian_filter = scipy("ndimage").gaussian_filter
     near = gaussian_filter(np.where(seen, surprise, 0).reshape(counts), _NEIGHBOURS)
     share = gaussian_filter(seen.astype(float).reshape(counts), _NEIGHBOURS)
     found: Floats = ((near + _FAITH * mean) / (share + _FAITH)).reshape(-1)
@@ -291,6 +292,7 @@ def _weight(plain: Floats, error: Floats) -> Floats:
     """By how much the error of each window lowers the expected similarity."""
     sides = sides_of(plain.shape)
     variance, small = contrast(plain)
+    uniform_filter = scipy("ndimage").uniform_filter
     whole = np.maximum(2 * variance + uniform_filter(error, sides) + small, 1e-300)
     slope = (2 * variance + small) / whole / whole
     found: Floats = uniform_filter(slope, sides)

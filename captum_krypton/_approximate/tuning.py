@@ -14,8 +14,9 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from .._call import ArgumentError, Call
+from .._call import ArgumentError, Call, require
 from .._operators import Floats
+from .libraries import metrics
 from .quality import ssim
 
 if TYPE_CHECKING:
@@ -85,10 +86,12 @@ class Tuning:
         Returns:
             A matplotlib figure. Right: of how many images the quality at `threshold` is within so
             much of the target, for the sample and for held-out images.
-        """
-        from matplotlib.figure import Figure as NewFigure
 
-        figure = NewFigure(figsize=(10, 4), layout="constrained")
+        Raises:
+            ImportError: without matplotlib (the extra `plot`).
+        """
+        new_figure = require("matplotlib.figure", "plot", "plot").Figure
+        figure: Figure = new_figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
         for row in self.ssim:
             left.plot(self.thresholds, row, ".", color="grey", alpha=0.4)
@@ -181,6 +184,7 @@ def tuned(
         )
     if not images:
         raise ArgumentError("images must hold one image at least, but is empty")
+    metrics()  # missing, it is said before any map is made
     exact: list[Tensor] = []
     table: list[list[float]] = []
     for image in images:

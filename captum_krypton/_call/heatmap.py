@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .optional import require
 from .windows import WindowGrid
 
 if TYPE_CHECKING:
@@ -158,9 +159,9 @@ class OcclusionMap:
         Raises:
             ValueError: where the map does not have two window axes, or has several outputs and
                 `output` is not given.
+            ImportError: without matplotlib (the extra `plot`).
         """
-        from matplotlib.figure import Figure as NewFigure
-
+        new_figure = require("matplotlib.figure", "plot", "plot").Figure
         scores = self.scores[example]
         reference = self.reference[example]
         if output is not None:
@@ -178,7 +179,8 @@ class OcclusionMap:
         heat, p = scores.float().cpu().numpy(), float(reference)
         low, high = colour_range(p)
         picture = None if image is None else as_picture(image)
-        figure = NewFigure(figsize=(4.5 if picture is None else 12, 4), layout="constrained")
+        size = (4.5 if picture is None else 12, 4)
+        figure: Figure = new_figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, 1 if picture is None else 3, squeeze=False)[0]
         style = {"cmap": "jet_r", "vmin": low, "vmax": high, "interpolation": "nearest"}
         where = panels[0] if picture is None else panels[1]

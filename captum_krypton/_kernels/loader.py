@@ -13,6 +13,7 @@ on first use:
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
@@ -251,6 +252,9 @@ def _compile(root: Path, binary: Path, search: _Search, wanted: _Binary) -> bool
     from filelock import FileLock
     from torch.utils import cpp_extension
 
+    if importlib.util.find_spec("ninja") is None and shutil.which("ninja") is None:
+        search.reasons.append("no ninja to compile the kernels with: pip install ninja")
+        return False
     if wanted.key == "CUDA":
         # nvcc may be a wrapper that lies outside its toolkit, which is where torch looks then.
         homes = (os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME, "/usr/local/cuda")
@@ -287,9 +291,10 @@ def _ninja_on_path() -> Iterator[None]:
     """Lets torch find the ninja wheel of an environment that is not activated."""
     path = os.environ.get("PATH", "")
     try:
-        import ninja
+        if importlib.util.find_spec("ninja") is not None:
+            import ninja
 
-        os.environ["PATH"] = os.pathsep.join((path, ninja.BIN_DIR))
+            os.environ["PATH"] = os.pathsep.join((path, ninja.BIN_DIR))
         yield
     finally:
         os.environ["PATH"] = path
