@@ -18,9 +18,9 @@
 #include <string>
 #include <vector>
 
-#include "../arena.h"
-#include "../convolve.h"
 #include "../tensors.h"
+#include "arena.h"
+#include "kernels.h"
 
 namespace captum_krypton {
 namespace {

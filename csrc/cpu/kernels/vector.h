@@ -7,7 +7,7 @@
 // an unnamed namespace, and nothing of the standard library is called.
 #pragma once
 
-#include "convolve.h"
+#include "../kernels.h"
 
 namespace captum_krypton {
 namespace {

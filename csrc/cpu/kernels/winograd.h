@@ -1,14 +1,14 @@
-// Winograd's algorithm, for vectors of KRYPTON_LANES floats; see vector_kernels.h.
+// Winograd's algorithm, for vectors of KRYPTON_LANES floats; see vector.h.
 #pragma once
 
-#include "convolve.h"
-#include "tile_kernels.h"
-#include "vector_kernels.h"
+#include "../kernels.h"
+#include "direct_tile.h"
+#include "vector.h"
 
 namespace captum_krypton {
 namespace {
 
-// --- Winograd's algorithm (Lavin and Gray 2016), one axis at a time: F(m, r), see convolve.h. An
+// --- Winograd's algorithm (Lavin and Gray 2016), one axis at a time: F(m, r), see kernels.h. An
 // axis of one tap has one point and one output; m = 0 stands for it.
 
 constexpr int kMostPoints = group_points(4);

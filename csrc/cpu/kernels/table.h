@@ -1,10 +1,10 @@
 // The kernels of convolve_patches, pool_patches and join_patches, for vectors of KRYPTON_LANES
-// floats; see vector_kernels.h.
+// floats; see vector.h.
 #pragma once
 
-#include "convolve.h"
-#include "vector_kernels.h"
-#include "winograd_kernels.h"
+#include "../kernels.h"
+#include "vector.h"
+#include "winograd.h"
 
 namespace captum_krypton {
 namespace {

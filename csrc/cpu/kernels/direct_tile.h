@@ -1,8 +1,8 @@
-// Convolutions of single tiles by definition, from weights as they are; see vector_kernels.h.
+// Convolutions of single tiles by definition, from weights as they are; see vector.h.
 #pragma once
 
-#include "convolve.h"
-#include "vector_kernels.h"
+#include "../kernels.h"
+#include "vector.h"
 
 namespace captum_krypton {
 namespace {
