@@ -84,12 +84,14 @@ def extensions() -> dict[str, Any]:
                 skip(error)
                 self.extensions = []
 
-    headers = sorted(glob("csrc/*.h"))
+    def sources(pattern: str) -> list[str]:
+        return sorted(glob(f"csrc/{pattern}", recursive=True))
+
     modules = [
         CppExtension(
             "captum_krypton._C",
-            ["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-            depends=headers,
+            ["csrc/module.cpp", *sources("cpu/**/*.cpp")],
+            depends=[*sources("*.h"), *sources("cpu/**/*.h")],
             py_limited_api=LIMITED,
             extra_compile_args=[OPTIMISE, *DEFINES],
         )
@@ -99,8 +101,8 @@ def extensions() -> dict[str, Any]:
         modules.append(
             CUDAExtension(
                 "captum_krypton._C_cuda",
-                ["csrc/cuda/module.cpp", *sorted(glob("csrc/cuda/*.cu"))],
-                depends=[*headers, *sorted(glob("csrc/cuda/*.h"))],
+                ["csrc/cuda/module.cpp", *sources("cuda/*.cu")],
+                depends=[*sources("*.h"), *sources("cuda/*.h")],
                 py_limited_api=LIMITED,
                 extra_compile_args={"cxx": host, "nvcc": ["-O3", "-DUSE_CUDA", *DEFINES]},
             )

@@ -249,8 +249,9 @@ def test_a_killed_build_blocks_no_one(install: Install, cached: Path) -> None:
 
 
 @needs_compiler
-def test_changed_sources_are_compiled_again(install: Install, cached: Path) -> None:
-    with (install.package / "csrc" / "patch_index.h").open("a") as header:
+@pytest.mark.parametrize("name", ["patch_index.h", "cpu/arena.h", "cpu/kernels/vector.h"])
+def test_changed_sources_are_compiled_again(install: Install, cached: Path, name: str) -> None:
+    with (install.package / "csrc" / name).open("a") as header:
         header.write("\n")
     answer = install.ask(PATH=str(install.root / "empty"))
     assert answer["name"] == "reference"

@@ -13,7 +13,7 @@ __all__ = ["ACTIVATIONS", "activate", "scale_and_clamp"]
 
 aten = torch.ops.aten
 
-# In the order of csrc/convolve.h: what overwrites its argument with the activation.
+# In the order of csrc/activation.h: what overwrites its argument with the activation.
 _IN_PLACE: dict[str, Callable[[Tensor], object]] = {
     "none": lambda tensor: tensor,
     "gelu": aten.gelu_.default,

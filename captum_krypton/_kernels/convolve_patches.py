@@ -38,8 +38,8 @@ library.define(
 )
 library.define("panel_size() -> int")
 
-# As in csrc/convolve.h: where Winograd's algorithm interpolates besides 0 and infinity, and at the
-# negatives, by the taps of a group; the taps that an axis may have.
+# As in csrc/cpu/winograd_sizes.h: where Winograd's algorithm interpolates besides 0 and infinity,
+# and at the negatives, by the taps of a group; the taps that an axis may have.
 _PAIRS = {3: (0.625, 1.5), 4: (0.5, 1.0, 2.0)}
 _MOST_TAPS = 9
 _LEAST_CHANNELS = 16  # no kernel has more lanes
@@ -97,7 +97,7 @@ def panel_size() -> int:
 
 
 def _group_taps(kernel: Sequence[int]) -> int:
-    """Taps in a group of Winograd's algorithm (`group_taps` in csrc/convolve.h)."""
+    """Taps in a group of Winograd's algorithm (`group_taps` in csrc/cpu/winograd_sizes.h)."""
     return 4 if min(kernel) == 1 and max(kernel) in (4, 7, 8) else 3
 
 
@@ -190,7 +190,7 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
 
 
 def winograd_limit(base: Tensor, energy: Tensor) -> Tensor:
-    """Up to which level Winograd's algorithm computes a tile, (N,): see `Range` in csrc/convolve.h.
+    """Up to which level Winograd's algorithm computes a tile, (N,): `Range` in csrc/cpu/kernels.h.
 
     All outputs of a tile have an error in proportion to the root of the tile's level. Where all
     cells are alike, that is Winograd's ordinary error, about 5e-7 of an output. A tile that is

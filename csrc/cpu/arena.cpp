@@ -1,4 +1,4 @@
-#include "../arena.h"
+#include "arena.h"
 
 #include <torch/csrc/stable/library.h>
 

@@ -11,8 +11,8 @@
 #include <optional>
 #include <vector>
 
-#include "../arena.h"
 #include "../gather.h"
+#include "arena.h"
 
 namespace captum_krypton {
 namespace {

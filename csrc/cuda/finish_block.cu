@@ -11,11 +11,11 @@
 #include <cstdint>
 #include <optional>
 
-#include "../convolve.h"
+#include "../activation.h"
 #include "../tensors.h"
-#include "../window_place.h"
 #include "lanes.h"
 #include "launch.h"
+#include "window_place.h"
 
 namespace captum_krypton {
 namespace {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../gather.h"
-#include "../gather_units.h"
+#include "gather_units.h"
 #include "launch.h"
 
 namespace captum_krypton {

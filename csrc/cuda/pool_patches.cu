@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "../gather.h"
-#include "../window_place.h"
 #include "lanes.h"
 #include "launch.h"
+#include "window_place.h"
 
 namespace captum_krypton {
 namespace {

@@ -1,7 +1,7 @@
-// The kernels of convolve_patches for what every processor of the architecture has: SSE2 on x86-64,
-// NEON on 64-bit Arm.
+// The kernels for what every processor of the architecture has: SSE2 on x86-64, NEON on 64-bit
+// Arm.
 
-#include "../convolve.h"
+#include "../kernels.h"
 
 #if defined(__GNUC__)
 
@@ -13,7 +13,7 @@
 #endif
 #define KRYPTON_NAME "portable"
 
-#include "../convolve_kernels.h"
+#include "table.h"
 
 namespace captum_krypton {
 

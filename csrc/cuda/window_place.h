@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "patch_index.h"
+#include "../patch_index.h"
 
 namespace captum_krypton {
 

@@ -4,53 +4,10 @@
 
 #include <cstdint>
 
+#include "../activation.h"
+#include "winograd_sizes.h"
+
 namespace captum_krypton {
-
-// Winograd's algorithm F(m, r) computes m outputs of r taps from m + r - 1 products: it
-// interpolates at infinity and at the first m + r - 2 of 0, a, -a, b, -b and so on. Weights are
-// transformed once, for all points that an axis has, and serve every m. More than r taps are groups
-// of r, whose products are summed. Points of about one size keep rounding errors small.
-//
-// Groups have three taps; four where that takes fewer products and there is no second axis to
-// multiply the errors.
-constexpr int group_taps(const int64_t (&kernel)[2]) {
-  const int64_t taps = kernel[0] * kernel[1];
-  const bool flat = kernel[0] == 1 || kernel[1] == 1;
-  return flat && (taps == 4 || taps == 7 || taps == 8) ? 4 : 3;
-}
-
-// The positive points, by the taps of a group, how many points there are in all, and how many
-// outputs of a tile at most.
-constexpr double kPairsOfThree[] = {0.625, 1.5};
-constexpr double kPairsOfFour[] = {0.5, 1.0, 2.0};
-template <int Pairs>
-constexpr int points_of(const double (&)[Pairs]) {
-  return 2 * Pairs + 2;
-}
-constexpr int group_points(int taps) {
-  return taps == 4 ? points_of(kPairsOfFour) : points_of(kPairsOfThree);
-}
-constexpr int group_outputs(int taps) { return group_points(taps) - taps + 1; }
-
-// Along an axis of so many taps: groups, at most kMostGroups of them, points, and outputs of a tile
-// at most. One tap is left alone.
-constexpr int64_t axis_groups(int64_t taps, int group) { return (taps + group - 1) / group; }
-constexpr int axis_points(int64_t taps, int group) { return taps == 1 ? 1 : group_points(group); }
-constexpr int axis_outputs(int64_t taps, int group) { return taps == 1 ? 1 : group_outputs(group); }
-constexpr int kMostGroups = 3;
-constexpr int kMostOutputs = group_outputs(4);
-static_assert(kMostOutputs >= group_outputs(3), "groups of four taps have the most outputs");
-
-// Products that Winograd's algorithm makes for every tile and output channel: `depth` of them at
-// each of `points`.
-constexpr int64_t winograd_points(const int64_t (&kernel)[2]) {
-  const int group = group_taps(kernel);
-  return axis_points(kernel[0], group) * axis_points(kernel[1], group);
-}
-constexpr int64_t winograd_depth(const int64_t (&kernel)[2], int64_t channels) {
-  const int group = group_taps(kernel);
-  return axis_groups(kernel[0], group) * axis_groups(kernel[1], group) * channels;
-}
 
 // The volumes that windows read: a patch inside its box, the base around it, zeros outside of the
 // volume. Channels are last: the channels of a cell lie side by side.
@@ -88,10 +45,6 @@ struct Tile {
   int height;
   int width;
 };
-
-// What is done to an output before it is clamped; the numbers are those of `ACTIVATIONS` in Python.
-enum class Activation : int64_t { kNone, kGelu, kSilu, kHardswish };
-constexpr int64_t kActivations = 4;
 
 // Where Winograd's algorithm is exact enough. It adds up all numbers of a tile before it takes
 // apart what belongs to each output, so every output has an error in proportion to the largest of
@@ -167,22 +120,14 @@ struct Kernels {
   void (*join)(const Joining&, int64_t begin, int64_t end, float* scratch);
 };
 
-// Floats of scratch for `units` units.
-constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
-// Planes are apart by no power of two, or they would share cache lines.
-constexpr int64_t winograd_scratch(int64_t points, int64_t tiles, int64_t depth,
-                                   int64_t out_channels, int64_t panel) {
-  return points * (tiles * (depth + round_up(out_channels, panel)) + 32) +
-         (kMostOutputs * kMostOutputs + 1) * tiles;
-}
-
-// Pointers to the cells that the units read and write, and the sums of a panel.
+// Floats of scratch for `units` units of a direct convolution: pointers to the cells that they read
+// and write, and the sums of a panel.
 constexpr int64_t direct_scratch(int64_t units, int64_t taps, int64_t panel) {
   return 2 * units * (taps + 3) + units * panel;
 }
 
-// Pointers to the cells that units side by side read, and to what is added to them.
+// Of depthwise convolution and pooling: pointers to the cells that units side by side read, and to
+// what is added to them.
 template <typename Call>
 constexpr int64_t run_scratch(const Call& call, int64_t units) {
   const int64_t columns =

@@ -1,6 +1,6 @@
-// The kernels of convolve_patches for x86-64 processors with AVX2 and FMA.
+// The kernels for x86-64 processors with AVX2 and FMA.
 
-#include "../convolve.h"
+#include "../kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -15,7 +15,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 
-#include "../convolve_kernels.h"
+#include "table.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,23 +1,11 @@
-// Convolutions of single tiles by definition, from weights as they are; see vector_kernels.h.
+// Convolutions of single tiles by definition, from weights as they are.
 #pragma once
 
-#include "convolve.h"
-#include "vector_kernels.h"
+#include "finish.h"
+#include "vector.h"
 
 namespace captum_krypton {
 namespace {
-
-KRYPTON_INLINE float total(Vector numbers) {
-  float sums[kLanes];
-  store(sums, numbers);
-#pragma GCC unroll 4
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) {
-      sums[lane] += sums[lane + half];
-    }
-  }
-  return sums[0];
-}
 
 // Outputs side by side, directly: the lanes are input channels, with sums of their own.
 struct DirectRow {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tensors.h"
+#include "../tensors.h"
 
 namespace captum_krypton {
 

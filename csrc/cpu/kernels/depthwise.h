@@ -1,0 +1,44 @@
+// Depthwise convolution: every channel by itself.
+#pragma once
+
+#include "columns.h"
+#include "finish.h"
+
+namespace captum_krypton {
+namespace {
+
+struct Depthwise {
+  const float* weight;
+  Finish finish;
+  int64_t channels;
+
+  template <typename V, int Outputs>
+  struct Block {
+    const Depthwise& all;
+    int64_t channel;
+    V sums[Outputs] = {};
+
+    KRYPTON_INLINE V tap(int64_t number) const {
+      return load<V>(all.weight + number * all.channels + channel);
+    }
+    KRYPTON_INLINE void take(int t, V weight, V number) { sums[t] += number * weight; }
+    KRYPTON_INLINE V result(int t, int64_t output) const {
+      return all.finish.apply(sums[t], output, channel);
+    }
+  };
+};
+
+void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
+  const float** const residual = reinterpret_cast<const float**>(scratch);
+  const float** const cells = residual + (end - begin);
+  for (Runs run(conv.out, begin, end); run.count; run.next()) {
+    read_residual(conv, run, residual);
+    const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high,
+                        conv.activation};
+    run_columns(columns(conv, run, cells), run.count,
+                Depthwise{conv.weight, finish, conv.out.channels});
+  }
+}
+
+}  // namespace
+}  // namespace captum_krypton

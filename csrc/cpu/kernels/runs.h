@@ -1,0 +1,83 @@
+// Output cells, and the cells that they read.
+#pragma once
+
+#include "view.h"
+
+namespace captum_krypton {
+namespace {
+
+// Output cells side by side, in one row of one window: `count` of them from `column`. The units of
+// a call in runs: `for (Runs run(out, begin, end); run.count; run.next())`.
+class Runs {
+ public:
+  int64_t window, row, column, count;
+  int64_t unit = 0;  // number of the first cell, from `begin`
+
+  KRYPTON_INLINE Runs(const Output& out, int64_t begin, int64_t end)
+      : out_(out), left_(end - begin) {
+    int64_t first = 0, last = out.windows;  // of those that may hold the first cell
+    while (last - first > 1) {
+      const int64_t middle = (first + last) / 2;
+      if (out.before[middle] <= begin) {
+        first = middle;
+      } else {
+        last = middle;
+      }
+    }
+    window = first;
+    const int64_t width = out.extent[2 * window + 1];
+    row = (begin - out.before[window]) / width;
+    column = (begin - out.before[window]) % width;
+    count = least(left_, width - column);
+  }
+
+  KRYPTON_INLINE void next() {
+    unit += count;
+    left_ -= count;
+    column = 0;
+    if (++row == out_.extent[2 * window]) {
+      row = 0;
+      do {
+        ++window;
+      } while (left_ && out_.before[window] == out_.before[window + 1]);
+    }
+    count = left_ ? least(left_, out_.extent[2 * window + 1]) : 0;
+  }
+
+  KRYPTON_INLINE float* data() const {
+    return out_.data + ((window * out_.height + row) * out_.width + column) * out_.channels;
+  }
+
+ private:
+  const Output& out_;
+  int64_t left_;
+};
+
+// The distinct cells that a run reads: for each row of taps, those of all columns from the first to
+// the last. Tap (i, j) of output t is `rows[i * pitch + t * stride[1] + j * dilation[1]]`.
+template <typename Call>
+KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const float** rows) {
+  const int64_t pitch =
+      (run.count - 1) * call.stride[1] + (call.kernel[1] - 1) * call.dilation[1] + 1;
+  const View cells = view(call.source, run.window);
+  for (int64_t i = 0; i < call.kernel[0]; ++i) {
+    const Row row = cells.row(run.row * call.stride[0] + i * call.dilation[0]);
+    for (int64_t k = 0; k < pitch; ++k) {
+      *rows++ = row.at(run.column * call.stride[1] + k);
+    }
+  }
+  return pitch;
+}
+
+// What is added to a run's cells, where anything is.
+KRYPTON_INLINE void read_residual(const Convolution& conv, const Runs& run, const float** cells) {
+  if (conv.residual) {
+    const Row row = view(*conv.residual, run.window).row(run.row);
+    for (int64_t t = 0; t < run.count; ++t) {
+      cells[t] = row.at(run.column + t);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace captum_krypton

@@ -1,0 +1,17 @@
+// The kernels of one instruction set, see vector.h.
+#pragma once
+
+#include "depthwise.h"
+#include "direct.h"
+#include "join.h"
+#include "pool.h"
+#include "winograd.h"
+
+namespace captum_krypton {
+namespace {
+
+constexpr Kernels kKernels{KRYPTON_NAME, kPanel,   kLanes,   &winograd, &direct,
+                           &depthwise,   &maximum, &average, &join};
+
+}  // namespace
+}  // namespace captum_krypton

@@ -1,0 +1,63 @@
+// Vectors of KRYPTON_LANES floats.
+//
+// Every header here is included by one file for each instruction set, inside a region that is
+// compiled for it; ../kernels.h comes before that region. No function here may have a twin
+// elsewhere, or the linker could keep the wrong one: everything is in an unnamed namespace, and
+// nothing of the standard library is called.
+#pragma once
+
+#include "../kernels.h"
+
+namespace captum_krypton {
+namespace {
+
+#define KRYPTON_INLINE inline __attribute__((always_inline))
+
+typedef float Vector __attribute__((vector_size(KRYPTON_LANES * sizeof(float))));
+
+constexpr int64_t kLanes = KRYPTON_LANES;
+constexpr int64_t kPanel = 2 * kLanes;
+constexpr int kRows = KRYPTON_ROWS;  // that fill the registers, two vectors each
+constexpr int kNarrowRows = 8;       // the same, one vector each: as many as have a pointer
+
+template <typename V>
+KRYPTON_INLINE V load(const float* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof(V));  // from need not be aligned
+  return value;
+}
+
+template <typename V>
+KRYPTON_INLINE void store(float* to, V value) {
+  __builtin_memcpy(to, &value, sizeof(V));
+}
+
+KRYPTON_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// NaN stays NaN, as in ATen.
+KRYPTON_INLINE void clamp(float& value, float low, float high) {
+  value = value < low ? low : value;
+  value = value > high ? high : value;
+}
+
+KRYPTON_INLINE void clamp(Vector& value, float low, float high) {
+  const Vector lows = low - Vector{};
+  const Vector highs = high - Vector{};
+  value = value < lows ? lows : value;
+  value = value > highs ? highs : value;
+}
+
+KRYPTON_INLINE float total(Vector numbers) {
+  float sums[kLanes];
+  store(sums, numbers);
+#pragma GCC unroll 4
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) {
+      sums[lane] += sums[lane + half];
+    }
+  }
+  return sums[0];
+}
+
+}  // namespace
+}  // namespace captum_krypton

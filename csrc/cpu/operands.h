@@ -1,0 +1,52 @@
+// What convolve_patches, pool_patches and join_patches read and write: tensors, checked, and as the
+// kernels see them.
+#pragma once
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "../tensors.h"
+#include "kernels.h"
+
+namespace captum_krypton {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// How many cells of each window's patch, from its first, count: (windows, 2).
+using Extents = std::vector<int64_t>;
+
+void check(const char* name, const Tensor& tensor, ScalarType dtype, int64_t dim);
+
+// `count` numbers that lie side by side; null where there is no tensor.
+const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t count);
+
+// Tensors that a source points into; they live as long as it does. Torch's tensors are hidden in
+// each library, and so is what has some.
+struct C10_HIDDEN Held {
+  Tensor base, patch, image, patch_offset, read_offset;
+  Extents patch_extent;
+  std::vector<float> zeros;
+
+  Source source() const;
+};
+
+Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Tensor& patch_offset,
+          const OptionalTensor& patch_extent, const Tensor& read_offset, float padding = 0.0F);
+
+// What a call writes, and where.
+struct C10_HIDDEN Written {
+  Tensor out;
+  Extents extent;
+  std::vector<int64_t> before;
+
+  int64_t cells() const { return before.back(); }
+  Output output() const;
+};
+
+Written allocate(const Tensor& like, int64_t windows, int64_t channels,
+                 const std::vector<int64_t>& size, const OptionalTensor& extent);
+
+}  // namespace captum_krypton

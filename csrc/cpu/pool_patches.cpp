@@ -1,0 +1,44 @@
+// pool_patches on the CPU: it reads base, patch and padding where they lie.
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "instruction_set.h"
+#include "operands.h"
+#include "units.h"
+
+namespace captum_krypton {
+namespace {
+
+Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset,
+                    OptionalTensor patch_extent, Tensor read_offset, std::vector<int64_t> size,
+                    OptionalTensor output_extent, std::vector<int64_t> kernel,
+                    std::vector<int64_t> stride, std::vector<int64_t> dilation, bool maximum,
+                    double divisor) {
+  const Kernels& found = need_kernels();
+  const float padding = maximum ? -std::numeric_limits<float>::infinity() : 0.0F;
+  const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset, padding);
+  STD_TORCH_CHECK(size.size() == 2 && kernel.size() == 2 && stride.size() == 2 &&
+                      dilation.size() == 2 && kernel[0] > 0 && kernel[1] > 0,
+                  "size, kernel, stride and dilation have 2 numbers each");
+  const Written written = allocate(base, patch.size(0), base.size(1), size, output_extent);
+  if (written.cells() == 0 || base.size(1) == 0) {
+    return written.out;
+  }
+  const Pooling call{held.source(),          static_cast<float>(1.0 / divisor),
+                     written.output(),       {kernel[0], kernel[1]},
+                     {stride[0], stride[1]}, {dilation[0], dilation[1]}};
+  run(call, cell_work(call, maximum ? found.maximum : found.average, found));
+  return written.out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(captum_krypton, CPU, library) {
+  library.impl("pool_patches", TORCH_BOX(&pool_patches));
+}
+
+}  // namespace captum_krypton

@@ -1,0 +1,60 @@
+// Runs the units of a call on all threads, in blocks: a thread takes one after another.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace captum_krypton {
+
+// How the units of a call are cut into blocks, and what runs a block.
+template <typename Call>
+struct Work {
+  void (*run)(const Call&, int64_t, int64_t, float*);
+  int64_t units;
+  int64_t block;
+  int64_t scratch;
+};
+
+constexpr int64_t kCellsInBlock = 96;
+
+// Units of a block, at most `most`, a multiple of 6: as many blocks as threads, or a multiple, and
+// none much smaller than the others.
+int64_t even_block(int64_t units, int64_t most);
+
+// Memory of this thread that its later calls use again.
+float* scratch(int64_t floats);
+
+template <typename Call>
+Work<Call> cell_work(const Call& call, void (*kernel)(const Call&, int64_t, int64_t, float*),
+                     const Kernels& found) {
+  const int64_t units = call.out.before[call.out.windows];
+  const int64_t block = even_block(units, kCellsInBlock);
+  const int64_t taps = call.kernel[0] * call.kernel[1];
+  return {kernel, units, block,
+          std::max(direct_scratch(block, taps, found.panel), run_scratch(call, block))};
+}
+
+template <typename Call>
+void run(const Call& call, const Work<Call>& work) {
+  const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      float* const memory = scratch(work.scratch);
+      for (;;) {
+        const int64_t first = next.fetch_add(work.block, std::memory_order_relaxed);
+        if (first >= work.units) {
+          break;
+        }
+        work.run(call, first, std::min(work.units, first + work.block), memory);
+      }
+    }
+  });
+}
+
+}  // namespace captum_krypton
