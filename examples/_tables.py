@@ -412,7 +412,7 @@ _GPU_KERNELS = {
 
 
 def approximation_table(result: dict[str, Any]) -> str:
-    """The table that `approximate.py` measured: medians over the photographs."""
+    """The table that `approximate_quality.py` measured: medians over the photographs."""
     titles = {
         "approximation": "---",
         "SSIM": "--:",
@@ -481,7 +481,7 @@ def headline() -> str:
 
 
 def approximations() -> list[dict[str, Any]]:
-    """The committed results of `approximate.py`, by network."""
+    """The committed results of `approximate_quality.py`, by network."""
     return [json.loads(file.read_text()) for file in sorted((DATA / "approximate").glob("*.json"))]
 
 
@@ -570,7 +570,7 @@ def approximation_speed_page() -> str:
 
 
 def quality_of(way: str) -> float:
-    """The target of a way of `approximate.py`, 0 where it has none."""
+    """The target of a way of `approximate_quality.py`, 0 where it has none."""
     return float(way.split()[1].strip(",")) if way.startswith("quality") else 0.0
 
 

@@ -2,8 +2,8 @@
 
     python examples/estimates.py --figure docs/images/estimates.png
 
-Reads what `approximate.py` measured (`docs/data/approximate/*.json`), prints a table and draws the
-scatter. Every point is one map that was asked for an SSIM of 0.8, 0.9 or 0.95.
+Reads what `approximate_quality.py` measured (`docs/data/approximate/*.json`), prints a table and
+draws the scatter. Every point is one map that was asked for an SSIM of 0.8, 0.9 or 0.95.
 """
 
 from __future__ import annotations

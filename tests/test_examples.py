@@ -262,13 +262,13 @@ def test_medical(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_approximate(tmp_path: Path, examples: None) -> None:
-    import approximate
+def test_approximate_quality(tmp_path: Path, examples: None) -> None:
+    import approximate_quality
 
     file = tmp_path / "approximate.json"
-    approximate.main(["--photographs=1", "--window=32", "--stride=14", f"--json={file}"])
+    approximate_quality.main(["--photographs=1", "--window=32", "--stride=14", f"--json={file}"])
     result = json.loads(file.read_text())
-    assert [row["way"] for row in result["rows"]] == list(approximate.WAYS)
+    assert [row["way"] for row in result["rows"]] == list(approximate_quality.WAYS)
     for row in result["rows"]:
         assert 0 < row["ssim"] < 1 or row["windows"] == 1
         assert 0 < row["windows"] <= 1
