@@ -262,6 +262,20 @@ def test_medical(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_approximate() -> None:
+    done = run_example("approximate.py", "--window=32", "--stride=14")
+    assert done.returncode == 0, done.stderr
+    _, *lines = done.stdout.splitlines()
+    rows = [re.split(r"\s{2,}", line) for line in lines]
+    similar = {name: float(ssim) for name, _, ssim, *_ in rows}
+    windows = {name: share for name, share, *_ in rows}
+    assert similar["exact"] == 1
+    assert windows["exact"] == windows["threshold 0.6"] == "100%"
+    assert all(0.5 < found <= 1 for found in similar.values())
+    assert similar["threshold 0.6"] < 1 > similar["drill-down"]
+
+
+@pytest.mark.slow
 def test_approximate_quality(tmp_path: Path, examples: None) -> None:
     import approximate_quality
 
