@@ -24,13 +24,16 @@ import captum_krypton
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
+BENCHMARKS = EXAMPLES / "benchmarks"
+# The options of the scripts in examples/paper are not in their own text.
+SCRIPT = r"^python (examples/(?:benchmarks/)?\w+\.py)(.*)$"
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 @pytest.fixture
-def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The examples' own modules can be imported, as they import each other."""
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmarks' modules can be imported, as they import each other."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     yield
 
 
@@ -82,7 +85,7 @@ def test_quickstart(tmp_path: Path, own: bool) -> None:
 def test_compare_with_captum(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     done = run_example(
-        "compare_with_captum.py",
+        "benchmarks/compare_with_captum.py",
         *("--model=squeezenet1_1", "--size=64", "--windows-total=16", "--sample=16"),
         *("--rounds=1", "--threads=1", "--batch=8", "--no-compile", f"--json={file}"),
     )
@@ -100,7 +103,7 @@ def test_compare_with_captum(tmp_path: Path) -> None:
 def test_gpu_check_rehearses_without_a_card(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     done = run_example(
-        "gpu_check.py",
+        "benchmarks/gpu_check.py",
         *("--device=cpu", "--only", "squeezenet1_1", "--size=64", "--stride=16", "--sample=4"),
         *("--rounds=1", "--no-compile", f"--json={file}"),
     )
@@ -117,7 +120,7 @@ def test_gpu_check_rehearses_without_a_card(tmp_path: Path) -> None:
 def test_network_table(tmp_path: Path) -> None:
     file = tmp_path / "networks.json"
     done = run_example(
-        "network_table.py",
+        "benchmarks/network_table.py",
         *("--only", "squeezenet1_1", "no_such_network"),
         *("--size=64", "--timed-size=64", "--sample=8", "--threads=1", "--markdown"),
         f"--json={file}",
@@ -132,7 +135,7 @@ def test_network_table(tmp_path: Path) -> None:
     assert re.search(r"\| no_such_network .* failed: ", done.stdout)
 
     settings = ("--size=64", "--timed-size=64", "--sample=8", "--threads=1", f"--json={file}")
-    done = run_example("network_table.py", "--update", "--only", "alexnet", *settings)
+    done = run_example("benchmarks/network_table.py", "--update", "--only", "alexnet", *settings)
     assert done.returncode == 0, done.stderr
     first, second, third = json.loads(file.read_text())["networks"]
     assert (first["name"], second, third) == ("alexnet", good, bad)
@@ -145,12 +148,12 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
         *("--threads", "1", "--sample=8", "--rounds=1", "--no-compile"),
         f"--json-folder={tmp_path}",
     )
-    first = run_example("benchmark.py", *arguments)
+    first = run_example("benchmarks/benchmark.py", *arguments)
     assert first.returncode == 0, first.stderr
     (file,) = tmp_path.iterdir()
     assert file.name == "squeezenet1_1_64_total-16_threads-1.json"
     before = file.stat().st_mtime_ns
-    second = run_example("benchmark.py", *arguments)
+    second = run_example("benchmarks/benchmark.py", *arguments)
     assert second.returncode == 0, second.stderr
     assert file.stat().st_mtime_ns == before
     assert re.search(r"\| squeezenet1_1 \| 64 \| 16/16 \| 16 ", second.stdout)
@@ -159,7 +162,7 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_profile(tmp_path: Path) -> None:
     done = run_example(
-        "benchmark.py",
+        "benchmarks/benchmark.py",
         "--profile=squeezenet1_1",
         "--sizes=64",
         "--windows=16/16",
@@ -177,7 +180,7 @@ def test_profile(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_accuracy(tmp_path: Path) -> None:
     done = run_example(
-        "benchmark.py",
+        "benchmarks/benchmark.py",
         "--accuracy=squeezenet1_1",
         "--sizes=64",
         "--windows=16/16",
@@ -197,7 +200,7 @@ def test_measure_rates(tmp_path: Path) -> None:
     """As an entry of the table of known processors."""
     arguments = ["--minutes", "0", "--threads", "1"]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "measure_rates.py"), *arguments],
+        [sys.executable, str(BENCHMARKS / "measure_rates.py"), *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -207,7 +210,7 @@ def test_measure_rates(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
+def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None) -> None:
     import cost_curves
 
     def quick(model: str, side: int, window: int, stride: int, rounds: int) -> dict[str, Any]:
@@ -227,7 +230,7 @@ def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: 
 
 @pytest.mark.slow
 def test_regions_figure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: None, capsys: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None, capsys: Any
 ) -> None:
     import regions_figure
 
@@ -276,7 +279,7 @@ def test_approximate() -> None:
 
 
 @pytest.mark.slow
-def test_approximate_quality(tmp_path: Path, examples: None) -> None:
+def test_approximate_quality(tmp_path: Path, benchmarks: None) -> None:
     import approximate_quality
 
     file = tmp_path / "approximate.json"
@@ -293,7 +296,7 @@ def test_approximate_quality(tmp_path: Path, examples: None) -> None:
 
 
 @pytest.mark.slow
-def test_approximate_speed(tmp_path: Path, examples: None) -> None:
+def test_approximate_speed(tmp_path: Path, benchmarks: None) -> None:
     import approximate_speed
 
     file = tmp_path / "speed.json"
@@ -309,7 +312,7 @@ def test_approximate_speed(tmp_path: Path, examples: None) -> None:
     assert all(row["seconds"] > 0 for row in network["rows"])
 
 
-def test_estimates(tmp_path: Path, examples: None) -> None:
+def test_estimates(tmp_path: Path, benchmarks: None) -> None:
     import estimates
     from _tables import estimate_table
 
@@ -480,14 +483,14 @@ GOOD = {
         ({"error": "RuntimeError"}, "failed"),
     ],
 )
-def test_verdict(examples: None, change: dict[str, Any], expected: str) -> None:
+def test_verdict(benchmarks: None, change: dict[str, Any], expected: str) -> None:
     from _tables import verdict
 
     assert verdict({**GOOD, **change}) == expected
 
 
 @pytest.mark.parametrize(("window", "stride"), [(4, 4), (5, 3), (12, 12), (4, 3)])
-def test_windows_of_the_loop_are_captums(examples: None, window: int, stride: int) -> None:
+def test_windows_of_the_loop_are_captums(benchmarks: None, window: int, stride: int) -> None:
     from _shared import occluded, window_corners
 
     seen: list[Tensor] = []
@@ -505,7 +508,7 @@ def test_windows_of_the_loop_are_captums(examples: None, window: int, stride: in
     )
 
 
-def test_partial_run_of_captum(examples: None) -> None:
+def test_partial_run_of_captum(benchmarks: None) -> None:
     from _shared import captum_seconds_per_window
 
     calls: list[int] = []
@@ -523,7 +526,7 @@ def test_partial_run_of_captum(examples: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "nf_resnet26", "convnext_atto"])
-def test_random_networks_are_alive(examples: None, name: str) -> None:
+def test_random_networks_are_alive(benchmarks: None, name: str) -> None:
     from _shared import build_network
 
     network = build_network(name, 64)
@@ -585,7 +588,7 @@ def test_paper_networks_from_a_file(
         judged(settings, 1)
 
 
-def test_efficientnet_weights_are_the_trained_ones(examples: None) -> None:
+def test_efficientnet_weights_are_the_trained_ones(benchmarks: None) -> None:
     from _shared import efficientnet_lite, load_image, to_input
 
     with torch.no_grad():
@@ -607,7 +610,7 @@ def test_readme_commands_start_from_nothing(title: str, last: str) -> None:
     assert lines[-1].startswith(last)
 
 
-def test_readme_table_is_of_the_committed_measurements(examples: None) -> None:
+def test_readme_table_is_of_the_committed_measurements(benchmarks: None) -> None:
     from _tables import update_readme
 
     text = (ROOT / "README.md").read_text()
@@ -628,7 +631,7 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_name_scripts_and_their_options(page: str) -> None:
     for block in blocks((ROOT / page).read_text(), "sh"):
-        for script, options in re.findall(r"^python (examples/\w+\.py)(.*)$", block, re.MULTILINE):
+        for script, options in re.findall(SCRIPT, block, re.MULTILINE):
             source = (ROOT / script).read_text()
             names = re.findall(r"--[a-z-]+", options)
             assert [name for name in names if f'"{name}"' not in source] == []
@@ -636,8 +639,12 @@ def test_commands_name_scripts_and_their_options(page: str) -> None:
 
 def test_every_script_has_a_place_on_its_page() -> None:
     page = (ROOT / "docs" / "examples.md").read_text()
-    scripts = {path.name for path in EXAMPLES.glob("[!_]*.py")}
-    assert scripts == set(re.findall(r"python examples/(\w+\.py)", page))
+    scripts = {
+        path.relative_to(ROOT).as_posix()
+        for folder in (EXAMPLES, BENCHMARKS)
+        for path in folder.glob("[!_]*.py")
+    }
+    assert scripts == {script for script, _ in re.findall(SCRIPT, page, re.MULTILINE)}
 
 
 def test_local_links_of_readme_exist() -> None:

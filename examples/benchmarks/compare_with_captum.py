@@ -1,6 +1,6 @@
 """One network, one image: Captum, a naive loop and captum-krypton, measured in one run.
 
-    python examples/compare_with_captum.py --model vgg16 --window 16 --stride 8 --json vgg16.json
+    python examples/benchmarks/compare_with_captum.py --model vgg16 --json vgg16.json
 
 Captum and the loops run a sample of the windows, and their times are scaled to all of them;
 captum-krypton runs the whole map. Every side has a process of its own, and they take turns.

@@ -1,7 +1,7 @@
 """The tables of the README and the documentation, from the measurements in docs/data.
 
-    python examples/_tables.py           # writes README.md's table anew
-    python examples/_tables.py --check   # exit status 1 if it is out of date
+    python examples/benchmarks/_tables.py           # writes README.md's table anew
+    python examples/benchmarks/_tables.py --check   # exit status 1 if it is out of date
 
 Standard library only: the documentation is built with it.
 """
@@ -14,10 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs" / "data"
 # The README's table lies between these two lines.
-BEGIN, END = "<!-- speed table: python examples/_tables.py -->", "<!-- end of speed table -->"
+BEGIN, END = (
+    "<!-- speed table: python examples/benchmarks/_tables.py -->",
+    "<!-- end of speed table -->",
+)
 
 # Maps are equal where they differ by less than this share of the largest attribution, or by no
 # more than a few times what float32 itself is off, against float64, in a plain forward pass.
@@ -633,7 +636,7 @@ def main() -> int:
     after = update_readme(before)
     if "--check" in sys.argv[1:]:
         if before != after:
-            print("README.md: its speed table differs from docs/data; run examples/_tables.py")
+            print("README.md: its speed table differs from docs/data; run _tables.py")
         return int(before != after)
     readme.write_text(after)
     return 0

@@ -1,6 +1,6 @@
 """How honest maps are about their own quality: estimated against true SSIM, over many images.
 
-    python examples/estimates.py --figure docs/images/estimates.png
+    python examples/benchmarks/estimates.py --figure docs/images/estimates.png
 
 Reads what `approximate_quality.py` measured (`docs/data/approximate/*.json`), prints a table and
 draws the scatter. Every point is one map that was asked for an SSIM of 0.8, 0.9 or 0.95.

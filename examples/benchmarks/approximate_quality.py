@@ -1,7 +1,7 @@
 """Approximate maps: how good, how fast, and how well each knows its own quality.
 
-    python examples/approximate_quality.py --photographs 4
-    python examples/approximate_quality.py --json docs/data/approximate/lite0.json
+    python examples/benchmarks/approximate_quality.py --photographs 4
+    python examples/benchmarks/approximate_quality.py --json docs/data/approximate/lite0.json
 
 EfficientNet-Lite with its ImageNet weights explains scikit-image's photographs, exactly and by
 every approximation. Every map is compared with the exact one of the same run. `--lite 1` and

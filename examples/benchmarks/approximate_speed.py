@@ -1,6 +1,6 @@
 """How fast approximate maps of the paper's three networks are, at the cost of a quality.
 
-    python examples/approximate_speed.py --json docs/data/approximate_speed.json
+    python examples/benchmarks/approximate_speed.py --json docs/data/approximate_speed.json
 
 Their weights are random here, so that a map of theirs says nothing about quality. What a quality
 costs in windows is taken from photographs and a trained network instead (`approximate_quality.py`):
