@@ -314,7 +314,7 @@ def test_approximate_speed(tmp_path: Path, benchmarks: None) -> None:
 
 def test_estimates(tmp_path: Path, benchmarks: None) -> None:
     import estimates
-    from _tables import estimate_table
+    from _tables.approximate import estimate_table
 
     rows = [
         {"way": "quality 0.9", "ssim": 0.9 + number / 100, "estimated": 0.92}
@@ -484,7 +484,7 @@ GOOD = {
     ],
 )
 def test_verdict(benchmarks: None, change: dict[str, Any], expected: str) -> None:
-    from _tables import verdict
+    from _tables.networks import verdict
 
     assert verdict({**GOOD, **change}) == expected
 
@@ -611,7 +611,7 @@ def test_readme_commands_start_from_nothing(title: str, last: str) -> None:
 
 
 def test_readme_table_is_of_the_committed_measurements(benchmarks: None) -> None:
-    from _tables import update_readme
+    from readme_table import update_readme
 
     text = (ROOT / "README.md").read_text()
     assert update_readme(text) == text

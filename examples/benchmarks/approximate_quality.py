@@ -33,7 +33,7 @@ from _shared import (
     square_windows,
     to_input,
 )
-from _tables import approximation_table
+from _tables.approximate import approximation_table
 from scipy.stats import spearmanr
 from torch import nn
 

@@ -27,7 +27,7 @@ from _shared import (
     square_windows,
     to_input,
 )
-from _tables import approximation_speed_table, approximations
+from _tables.approximate import approximation_speed_table, approximations
 from approximate_quality import captum, timed
 
 from captum_krypton import Budget, KryptonOcclusion

@@ -36,7 +36,7 @@ from _shared import (
     to_input,
     window_corners,
 )
-from _tables import accuracy_table, profile_table, speed_table
+from _tables.speed import accuracy_table, profile_table, speed_table
 from compare_with_captum import compare, parse, print_table
 from torch import Tensor
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from _shared import build_network, fastest_batch, load_image, machine, to_input
 from _sides import Process, SideFailedError, Task
-from _tables import INCREMENTAL
+from _tables.speed import INCREMENTAL
 
 BATCHES, BATCHES_ON_GPUS = (1, 4, 8, 16, 32, 64), (16, 64, 128, 256, 512)
 NAMES = {

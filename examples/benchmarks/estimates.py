@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from _tables import approximations, estimate_table, quality_of
+from _tables.approximate import approximations, estimate_table, quality_of
 from matplotlib.figure import Figure
 
 MARKS = "osD"

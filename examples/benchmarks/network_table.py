@@ -34,7 +34,7 @@ from _shared import (
     to_input,
     window_corners,
 )
-from _tables import network_table, over_captum, verdict
+from _tables.networks import network_table, over_captum, verdict
 from captum.attr import Occlusion
 from torch import nn
 
