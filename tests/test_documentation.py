@@ -13,7 +13,8 @@ from scripts import BENCHMARKS, EXAMPLES, ROOT
 
 # The options of the scripts in examples/paper are not in their own text.
 SCRIPT = r"^python (examples/(?:benchmarks/)?\w+\.py)(.*)$"
-PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
+READMES = ["README.md", "examples/README.md", "examples/benchmarks/README.md"]
+PAGES = [*READMES, *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 def section(title: str) -> str:
@@ -76,7 +77,19 @@ def test_every_script_has_a_place_on_its_page() -> None:
     assert scripts == {script for script, _ in re.findall(SCRIPT, page, re.MULTILINE)}
 
 
-def test_local_links_of_readme_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+def local_links(page: str) -> list[str]:
+    return re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+
+
+def test_readmes_of_the_examples_name_every_file() -> None:
+    top, benchmarks = map(set, map(local_links, READMES[1:]))
+    assert {path.name for path in EXAMPLES.glob("*.py")} <= top
+    assert {f"paper/{path.name}" for path in (EXAMPLES / "paper").glob("[!_]*.py")} <= top
+    assert {path.name for path in BENCHMARKS.glob("*.py")} <= benchmarks
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_local_links_exist(page: str) -> None:
+    links = local_links(page)
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
