@@ -1,60 +1,30 @@
-"""The examples with small settings, and every command and Python block of README and docs."""
+"""The examples and the benchmarks with small settings, and their parts."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import skimage
 import torch
 from captum.attr import Occlusion
+from scripts import BENCHMARKS, run_example
 from torch import Tensor, nn
-
-import captum_krypton
-
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ROOT / "examples"
-PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 @pytest.fixture
-def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The examples' own modules can be imported, as they import each other."""
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmarks' modules can be imported, as they import each other."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     yield
-
-
-def run_example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run an example with the package that these tests import."""
-    path = os.pathsep.join([str(Path(captum_krypton.__file__).parents[1]), *sys.path])
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-
-
-def section(title: str) -> str:
-    """The text of a section of the README."""
-    found = re.split(r"^## (.+)\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    return dict(zip(found[1::2], found[2::2], strict=True))[title]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """Fenced blocks of a language."""
-    return re.findall(rf"^```{language}\b.*\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
 
 
 # The scripts
@@ -82,7 +52,7 @@ def test_quickstart(tmp_path: Path, own: bool) -> None:
 def test_compare_with_captum(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     done = run_example(
-        "compare_with_captum.py",
+        "benchmarks/compare_with_captum.py",
         *("--model=squeezenet1_1", "--size=64", "--windows-total=16", "--sample=16"),
         *("--rounds=1", "--threads=1", "--batch=8", "--no-compile", f"--json={file}"),
     )
@@ -100,7 +70,7 @@ def test_compare_with_captum(tmp_path: Path) -> None:
 def test_gpu_check_rehearses_without_a_card(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     done = run_example(
-        "gpu_check.py",
+        "benchmarks/gpu_check.py",
         *("--device=cpu", "--only", "squeezenet1_1", "--size=64", "--stride=16", "--sample=4"),
         *("--rounds=1", "--no-compile", f"--json={file}"),
     )
@@ -117,7 +87,7 @@ def test_gpu_check_rehearses_without_a_card(tmp_path: Path) -> None:
 def test_network_table(tmp_path: Path) -> None:
     file = tmp_path / "networks.json"
     done = run_example(
-        "network_table.py",
+        "benchmarks/network_table.py",
         *("--only", "squeezenet1_1", "no_such_network"),
         *("--size=64", "--timed-size=64", "--sample=8", "--threads=1", "--markdown"),
         f"--json={file}",
@@ -132,7 +102,7 @@ def test_network_table(tmp_path: Path) -> None:
     assert re.search(r"\| no_such_network .* failed: ", done.stdout)
 
     settings = ("--size=64", "--timed-size=64", "--sample=8", "--threads=1", f"--json={file}")
-    done = run_example("network_table.py", "--update", "--only", "alexnet", *settings)
+    done = run_example("benchmarks/network_table.py", "--update", "--only", "alexnet", *settings)
     assert done.returncode == 0, done.stderr
     first, second, third = json.loads(file.read_text())["networks"]
     assert (first["name"], second, third) == ("alexnet", good, bad)
@@ -145,12 +115,12 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
         *("--threads", "1", "--sample=8", "--rounds=1", "--no-compile"),
         f"--json-folder={tmp_path}",
     )
-    first = run_example("benchmark.py", *arguments)
+    first = run_example("benchmarks/benchmark.py", *arguments)
     assert first.returncode == 0, first.stderr
     (file,) = tmp_path.iterdir()
     assert file.name == "squeezenet1_1_64_total-16_threads-1.json"
     before = file.stat().st_mtime_ns
-    second = run_example("benchmark.py", *arguments)
+    second = run_example("benchmarks/benchmark.py", *arguments)
     assert second.returncode == 0, second.stderr
     assert file.stat().st_mtime_ns == before
     assert re.search(r"\| squeezenet1_1 \| 64 \| 16/16 \| 16 ", second.stdout)
@@ -159,7 +129,7 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_profile(tmp_path: Path) -> None:
     done = run_example(
-        "benchmark.py",
+        "benchmarks/benchmark.py",
         "--profile=squeezenet1_1",
         "--sizes=64",
         "--windows=16/16",
@@ -177,7 +147,7 @@ def test_profile(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_accuracy(tmp_path: Path) -> None:
     done = run_example(
-        "benchmark.py",
+        "benchmarks/benchmark.py",
         "--accuracy=squeezenet1_1",
         "--sizes=64",
         "--windows=16/16",
@@ -197,7 +167,7 @@ def test_measure_rates(tmp_path: Path) -> None:
     """As an entry of the table of known processors."""
     arguments = ["--minutes", "0", "--threads", "1"]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "measure_rates.py"), *arguments],
+        [sys.executable, str(BENCHMARKS / "measure_rates.py"), *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -207,7 +177,7 @@ def test_measure_rates(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
+def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None) -> None:
     import cost_curves
 
     def quick(model: str, side: int, window: int, stride: int, rounds: int) -> dict[str, Any]:
@@ -227,7 +197,7 @@ def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: 
 
 @pytest.mark.slow
 def test_regions_figure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: None, capsys: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None, capsys: Any
 ) -> None:
     import regions_figure
 
@@ -262,13 +232,27 @@ def test_medical(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_approximate(tmp_path: Path, examples: None) -> None:
-    import approximate
+def test_approximate() -> None:
+    done = run_example("approximate.py", "--window=32", "--stride=14")
+    assert done.returncode == 0, done.stderr
+    _, *lines = done.stdout.splitlines()
+    rows = [re.split(r"\s{2,}", line) for line in lines]
+    similar = {name: float(ssim) for name, _, ssim, *_ in rows}
+    windows = {name: share for name, share, *_ in rows}
+    assert similar["exact"] == 1
+    assert windows["exact"] == windows["threshold 0.6"] == "100%"
+    assert all(0.5 < found <= 1 for found in similar.values())
+    assert similar["threshold 0.6"] < 1 > similar["drill-down"]
+
+
+@pytest.mark.slow
+def test_approximate_quality(tmp_path: Path, benchmarks: None) -> None:
+    import approximate_quality
 
     file = tmp_path / "approximate.json"
-    approximate.main(["--photographs=1", "--window=32", "--stride=14", f"--json={file}"])
+    approximate_quality.main(["--photographs=1", "--window=32", "--stride=14", f"--json={file}"])
     result = json.loads(file.read_text())
-    assert [row["way"] for row in result["rows"]] == list(approximate.WAYS)
+    assert [row["way"] for row in result["rows"]] == list(approximate_quality.WAYS)
     for row in result["rows"]:
         assert 0 < row["ssim"] < 1 or row["windows"] == 1
         assert 0 < row["windows"] <= 1
@@ -279,7 +263,7 @@ def test_approximate(tmp_path: Path, examples: None) -> None:
 
 
 @pytest.mark.slow
-def test_approximate_speed(tmp_path: Path, examples: None) -> None:
+def test_approximate_speed(tmp_path: Path, benchmarks: None) -> None:
     import approximate_speed
 
     file = tmp_path / "speed.json"
@@ -295,9 +279,9 @@ def test_approximate_speed(tmp_path: Path, examples: None) -> None:
     assert all(row["seconds"] > 0 for row in network["rows"])
 
 
-def test_estimates(tmp_path: Path, examples: None) -> None:
+def test_estimates(tmp_path: Path, benchmarks: None) -> None:
     import estimates
-    from _tables import estimate_table
+    from _tables.approximate import estimate_table
 
     rows = [
         {"way": "quality 0.9", "ssim": 0.9 + number / 100, "estimated": 0.92}
@@ -310,136 +294,6 @@ def test_estimates(tmp_path: Path, examples: None) -> None:
     picture = tmp_path / "estimates.png"
     estimates.main([f"--figure={picture}"])
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def run_paper(name: str, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
-    """Run a script of examples/paper; what it wrote and what it printed."""
-    file, picture = folder / f"{name}.json", folder / f"{name}.png"
-    done = run_example(
-        f"paper/{name}.py",
-        *("--quick", "--threads=1", f"--json={file}", f"--figure={picture}"),
-        *arguments,
-    )
-    assert done.returncode == 0, done.stderr
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    result = json.loads(file.read_text())
-    assert result["machine"]["versions"]["torch"] == version("torch")
-    assert result["seconds"] > 0
-    assert result["quick"] is True
-    assert not any(key.startswith("_") for key in result)
-    return result, done.stdout
-
-
-@pytest.mark.slow
-def test_paper_theoretical_speedup(tmp_path: Path) -> None:
-    result, printed = run_paper(
-        "theoretical_speedup", tmp_path, "--networks", "squeezenet1_1", "--patches", "16", "64"
-    )
-    small, large = result["rows"]
-    assert 1 < large["centre"] < small["centre"]
-    assert all(row["map"] >= row["centre"] for row in result["rows"])  # exact regions are smaller
-    assert f"| squeezenet1_1 | 224 | {small['centre']:.2f} |" in printed
-
-
-@pytest.mark.slow
-def test_paper_threshold(tmp_path: Path) -> None:
-    result, printed = run_paper(
-        *("threshold", tmp_path, "--networks", "squeezenet1_1", "--side=128", "--window=32"),
-        *("--stride=24", "--sample=2", "--thresholds", "1", "0.7", "0.4"),
-    )
-    exact, *cropped = result["quality"]
-    assert exact["ssim"] == 1
-    assert exact["error"] == 0
-    assert exact["ssim"] > cropped[0]["ssim"] > cropped[1]["ssim"]
-    assert 0 < cropped[0]["error_share"] < cropped[1]["error_share"] < 2
-    for key in ("map", "centre"):
-        saved = [row[key] for row in result["speed"]]
-        assert saved == sorted(saved) and saved[0] < saved[-1]
-    assert all(row["seconds"] > 0 < row["naive_seconds"] for row in result["speed"])
-    assert "random weights" in printed
-
-
-@pytest.mark.slow
-def test_paper_drill_down(tmp_path: Path) -> None:
-    result, _ = run_paper(
-        *("drill_down", tmp_path, "--networks", "squeezenet1_1", "--side=128", "--window=32"),
-        *("--stride=24", "--sample=2", "--fractions", "0.1", "0.4", "--steps", "2"),
-    )
-    assert [row["series"] for row in result["quality"]] == ["fraction", "fraction", "stride"]
-    little, much, _ = result["quality"]
-    assert little["target_speedup"] == pytest.approx(16 / (1 + 0.1 * 16))  # Eq. 37
-    assert little["ssim"] < much["ssim"] < 1
-    for row in result["speed"]:
-        coarse = math.ceil(math.sqrt(row["windows"]) / row["step"]) + 1
-        assert row["windows_evaluated"] <= coarse**2 + row["fraction"] * row["windows"]
-        assert row["seconds"] > 0 < row["naive_seconds"]
-
-
-@pytest.mark.slow
-def test_paper_tuning(tmp_path: Path) -> None:
-    result, printed = run_paper(
-        *("tuning", tmp_path, "--count=2", "--held-out=1", "--window=32", "--stride=24"),
-        *("--thresholds", "1", "0.8", "0.6", "0.4", "--target=0.95"),
-    )
-    assert len(result["ssim"]) == len(result["at_threshold"]) == 2
-    assert len(result["held_out"]) == 1
-    assert len(result["judged"]["images"]) == 3
-    assert 0.4 <= result["threshold"] < 1
-    assert [row[0] for row in result["ssim"]] == [1, 1]
-    assert all(row[0] > row[2] > row[3] for row in result["ssim"])
-    assert f"**{result['threshold']:g}**" in printed
-
-
-@pytest.mark.slow
-def test_paper_end_to_end(tmp_path: Path) -> None:
-    result, _ = run_paper(
-        *("end_to_end", tmp_path, "--networks", "squeezenet1_1", "--side=128"),
-        *("--window=32", "--stride=24", "--sample=4", "--count=1"),
-    )
-    names = ["naive", "Captum", "plain PyTorch", "exact", *["approximate"] * 3]
-    assert [row["side"] for row in result["rows"]] == names * 2
-    assert all(row["seconds"] > 0 for row in result["rows"])
-    assert {row["backend"] for row in result["rows"] if "backend" in row} == {"reference"}
-    approximate = [row for row in result["rows"] if row["side"] == "approximate"]
-    assert [row["settings_of"] for row in approximate] == ["OCT", "X-ray", "ImageNet"] * 2
-    assert ["ssim" in row for row in approximate] == [False] * 3 + [True] * 3
-    exact = {row["network"]: row for row in result["rows"] if row["side"] == "exact"}
-    for row in approximate:
-        assert row["theoretical"] > exact[row["network"]]["theoretical"]
-        assert 0 < row.get("ssim", 0.5) < 1
-
-
-@pytest.mark.slow
-def test_paper_patch_size(tmp_path: Path) -> None:
-    result, printed = run_paper(
-        *("patch_size", tmp_path, "--networks", "squeezenet1_1", "--side=96"),
-        *("--patches", "16", "32", "--sample=2"),
-    )
-    small, large = result["rows"]
-    assert (small["windows"], large["windows"]) == (36, 25)
-    assert small["map"] > large["map"] > 1
-    assert small["centre"] > large["centre"] > 1
-    assert all(row["seconds"] > 0 < row["naive_seconds"] for row in result["rows"])
-    assert "random weights" in printed
-
-
-@pytest.mark.slow
-def test_paper_visual_on_a_folder(tmp_path: Path) -> None:
-    from skimage import data, io
-
-    folder = tmp_path / "images" / "a class"
-    folder.mkdir(parents=True)
-    io.imsave(folder / "one.png", data.coffee())
-    result, printed = run_paper(
-        *("visual", tmp_path, f"--images={folder.parent}", "--window=32", "--stride=16"),
-    )
-    assert result["judged"]["images"] == ["a class/one.png"]
-    exact, cropped, drilled, both = result["rows"]
-    assert (exact["ssim"], exact["windows"]) == (1, 1)
-    assert cropped["windows"] == 1
-    assert max(drilled["windows"], both["windows"]) <= 0.25 + 16 / 169  # Eq. 38: one in nine first
-    assert max(row["ssim"] for row in (cropped, drilled, both)) < 1
-    assert "| a class/one.png |" in printed
 
 
 # Their parts
@@ -466,14 +320,14 @@ GOOD = {
         ({"error": "RuntimeError"}, "failed"),
     ],
 )
-def test_verdict(examples: None, change: dict[str, Any], expected: str) -> None:
-    from _tables import verdict
+def test_verdict(benchmarks: None, change: dict[str, Any], expected: str) -> None:
+    from _tables.networks import verdict
 
     assert verdict({**GOOD, **change}) == expected
 
 
 @pytest.mark.parametrize(("window", "stride"), [(4, 4), (5, 3), (12, 12), (4, 3)])
-def test_windows_of_the_loop_are_captums(examples: None, window: int, stride: int) -> None:
+def test_windows_of_the_loop_are_captums(benchmarks: None, window: int, stride: int) -> None:
     from _shared import occluded, window_corners
 
     seen: list[Tensor] = []
@@ -491,7 +345,7 @@ def test_windows_of_the_loop_are_captums(examples: None, window: int, stride: in
     )
 
 
-def test_partial_run_of_captum(examples: None) -> None:
+def test_partial_run_of_captum(benchmarks: None) -> None:
     from _shared import captum_seconds_per_window
 
     calls: list[int] = []
@@ -509,7 +363,7 @@ def test_partial_run_of_captum(examples: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "nf_resnet26", "convnext_atto"])
-def test_random_networks_are_alive(examples: None, name: str) -> None:
+def test_random_networks_are_alive(benchmarks: None, name: str) -> None:
     from _shared import build_network
 
     network = build_network(name, 64)
@@ -522,111 +376,9 @@ def test_random_networks_are_alive(examples: None, name: str) -> None:
     assert not any(module.training for module in network.modules())
 
 
-def test_paper_equations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "paper"), *sys.path])
-    from _theory import Span, theoretical_speedup
-
-    # AlexNet by hand: multiply-accumulates a cell, sides of output and patch (Eq. 20), a patch of
-    # 16 pixels; poolings lie before the second and the third convolution.
-    layers = [
-        (64 * 3 * 11 * 11, 55, 7),
-        (192 * 64 * 5 * 5, 27, 9),
-        (384 * 192 * 3 * 3, 13, 8),
-        (256 * 384 * 3 * 3, 13, 10),
-        (256 * 256 * 3 * 3, 13, 12),
-    ]
-    full = sum(macs * side**2 for macs, side, _ in layers)
-    assert theoretical_speedup("alexnet", 224, 16) == pytest.approx(
-        full / sum(macs * patch**2 for macs, _, patch in layers)
-    )
-    half = {55: 28, 27: 14, 13: 6}  # Eq. 31-32
-    cropped = sum(macs * min(patch, half[side]) ** 2 for macs, side, patch in layers)
-    # The second pooling's patch is 6 of 13 as without a threshold.
-    assert theoretical_speedup("alexnet", 224, 16, 0.5) == pytest.approx(full / cropped)
-    # Figure 6 (b): centred crops stay about the changed cell.
-    span = Span(3, 1)
-    for _ in range(4):
-        span = span.filtered(3, 1, 1, 7, 5 / 7)
-    assert span == Span(1, 5)
-
-
-@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
-def test_paper_networks_from_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    import torchvision
-
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "paper"), *sys.path])
-    from _paper import judged
-
-    tuned = torchvision.models.get_model(name, num_classes=4).eval()
-    torch.save(tuned.state_dict(), tmp_path / "weights.pt")
-    settings = SimpleNamespace(network=name, weights=str(tmp_path / "weights.pt"), images=None)
-    found = judged(settings, 1)
-    ((_, image),) = found.images.items()
-    with torch.no_grad():
-        assert torch.equal(found.probabilities(image), tuned(image).softmax(1))
-    settings.weights = None
-    with pytest.raises(SystemExit, match="needs --weights"):
-        judged(settings, 1)
-
-
-def test_efficientnet_weights_are_the_trained_ones(examples: None) -> None:
+def test_efficientnet_weights_are_the_trained_ones(benchmarks: None) -> None:
     from _shared import efficientnet_lite, load_image, to_input
 
     with torch.no_grad():
         scores: Tensor = nn.Softmax(dim=1)(efficientnet_lite()(to_input(load_image(None, 224))))
     assert set(scores[0].topk(2).indices.tolist()) == {282, 285}  # tiger cat and Egyptian cat
-
-
-# README and documentation
-
-
-@pytest.mark.parametrize(
-    ("title", "last"), [("Quickstart", "python examples/quickstart.py"), ("Tests", "pytest")]
-)
-def test_readme_commands_start_from_nothing(title: str, last: str) -> None:
-    (block,) = blocks(section(title), "sh")
-    lines = block.splitlines()
-    assert lines[:2] == ["python3 -m venv .venv", ". .venv/bin/activate"]
-    assert lines[2].startswith("pip install '.[")
-    assert lines[-1].startswith(last)
-
-
-def test_readme_table_is_of_the_committed_measurements(examples: None) -> None:
-    from _tables import update_readme
-
-    text = (ROOT / "README.md").read_text()
-    assert update_readme(text) == text
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "examples").symlink_to(EXAMPLES)
-    monkeypatch.chdir(tmp_path)  # some blocks write files
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    torch.manual_seed(0)
-    names: dict[str, Any] = {}
-    for number, block in enumerate(blocks((ROOT / page).read_text(), "python")):
-        exec(compile(block, f"{page}, block {number}", "exec"), names)
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_name_scripts_and_their_options(page: str) -> None:
-    for block in blocks((ROOT / page).read_text(), "sh"):
-        for script, options in re.findall(r"^python (examples/\w+\.py)(.*)$", block, re.MULTILINE):
-            source = (ROOT / script).read_text()
-            names = re.findall(r"--[a-z-]+", options)
-            assert [name for name in names if f'"{name}"' not in source] == []
-
-
-def test_every_script_has_a_place_on_its_page() -> None:
-    page = (ROOT / "docs" / "examples.md").read_text()
-    scripts = {path.name for path in EXAMPLES.glob("[!_]*.py")}
-    assert scripts == set(re.findall(r"python examples/(\w+\.py)", page))
-
-
-def test_local_links_of_readme_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -6,7 +6,6 @@ import argparse
 import copy
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import _benchmarks  # noqa: F401, the modules of its folder are found from here on
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
-from torch import Tensor, nn
-
-from captum_krypton import KryptonOcclusion, OcclusionMap
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _shared import (
     LEAST_SIDE,
     build_network,
@@ -39,6 +30,13 @@ from _shared import (
     to_input,
     window_corners,
 )
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_krypton import KryptonOcclusion, OcclusionMap
 
 TRAINED = "efficientnet_lite0"
 BATCH = 16  # the paper's, on a CPU

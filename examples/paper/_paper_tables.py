@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _benchmarks  # noqa: F401, the modules of its folder are found from here on
 from _tables import DATA, machine_line, markdown_table
 
 RANDOM = "Networks of this table have random weights: their maps are timed, not judged."

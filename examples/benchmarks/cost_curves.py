@@ -1,6 +1,6 @@
 """What a window costs: against the number of windows, the image's side and the window's side.
 
-    python examples/cost_curves.py --model resnet18 --json curves.json --output curves.png
+    python examples/benchmarks/cost_curves.py --json curves.json --output curves.png
 
 captum-krypton runs whole maps. Captum runs one batch of the same windows, at its fastest batch.
 """

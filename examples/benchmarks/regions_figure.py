@@ -1,6 +1,6 @@
 """How a window's regions grow through a network, drawn from the plan that a map would run by.
 
-    python examples/regions_figure.py --output regions.png
+    python examples/benchmarks/regions_figure.py --output regions.png
 
 The upper row has the input and the last value of each size: how much covering one window changes
 it, and the patch that the plan computes anew. The lower row has that patch's share of every

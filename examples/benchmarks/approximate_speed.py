@@ -1,11 +1,11 @@
 """How fast approximate maps of the paper's three networks are, at the cost of a quality.
 
-    python examples/approximate_speed.py --json docs/data/approximate_speed.json
+    python examples/benchmarks/approximate_speed.py --json docs/data/approximate_speed.json
 
 Their weights are random here, so that a map of theirs says nothing about quality. What a quality
-costs in windows is taken from photographs and a trained network instead (`approximate.py`): each
-network runs as many of its windows. Captum, the exact map and every approximation are timed in one
-run.
+costs in windows is taken from photographs and a trained network instead (`approximate_quality.py`):
+each network runs as many of its windows. Captum, the exact map and every approximation are timed in
+one run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from _shared import (
     square_windows,
     to_input,
 )
-from _tables import approximation_speed_table, approximations
-from approximate import captum, timed
+from _tables.approximate import approximation_speed_table, approximations
+from approximate_quality import captum, timed
 
 from captum_krypton import Budget, KryptonOcclusion
 

@@ -1,6 +1,6 @@
 """One network, one image: Captum, a naive loop and captum-krypton, measured in one run.
 
-    python examples/compare_with_captum.py --model vgg16 --window 16 --stride 8 --json vgg16.json
+    python examples/benchmarks/compare_with_captum.py --model vgg16 --json vgg16.json
 
 Captum and the loops run a sample of the windows, and their times are scaled to all of them;
 captum-krypton runs the whole map. Every side has a process of its own, and they take turns.
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from _shared import build_network, fastest_batch, load_image, machine, to_input
 from _sides import Process, SideFailedError, Task
-from _tables import INCREMENTAL
+from _tables.speed import INCREMENTAL
 
 BATCHES, BATCHES_ON_GPUS = (1, 4, 8, 16, 32, 64), (16, 64, 128, 256, 512)
 NAMES = {

@@ -1,7 +1,7 @@
 """Many networks: does captum-krypton return what Captum returns, and how long does each take?
 
-    python examples/network_table.py --only resnet18 swin_t
-    python examples/network_table.py --json docs/data/networks.json --markdown
+    python examples/benchmarks/network_table.py --only resnet18 swin_t
+    python examples/benchmarks/network_table.py --json docs/data/networks.json --markdown
 
 Whole maps of a small image are compared, then maps of a large one are timed, Captum's on a sample
 of its windows. Random weights, so nothing is downloaded. Exit status 1 if a network differs from
@@ -34,7 +34,7 @@ from _shared import (
     to_input,
     window_corners,
 )
-from _tables import network_table, over_captum, verdict
+from _tables.networks import network_table, over_captum, verdict
 from captum.attr import Occlusion
 from torch import nn
 

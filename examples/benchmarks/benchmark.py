@@ -1,8 +1,8 @@
 """Many networks, sides and windows: `compare_with_captum.py` for each, and one table of all.
 
-    python examples/benchmark.py --networks vgg16 resnet18 --json-folder results
-    python examples/benchmark.py --profile resnet50 vgg16
-    python examples/benchmark.py --accuracy resnet18 vgg16
+    python examples/benchmarks/benchmark.py --networks vgg16 resnet18 --json-folder results
+    python examples/benchmarks/benchmark.py --profile resnet50 vgg16
+    python examples/benchmarks/benchmark.py --accuracy resnet18 vgg16
 
 Each comparison is a file of its own, and one that is there is not run again: a run that was cut off
 goes on where it stopped. Without arguments it takes the better part of a day on two CPU cores.
@@ -36,7 +36,7 @@ from _shared import (
     to_input,
     window_corners,
 )
-from _tables import accuracy_table, profile_table, speed_table
+from _tables.speed import accuracy_table, profile_table, speed_table
 from compare_with_captum import compare, parse, print_table
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one command: tests, bandwidth of the kernel, speed of maps.
 
-    python examples/gpu_check.py --json docs/data/gpu.json
+    python examples/benchmarks/gpu_check.py --json docs/data/gpu.json
 
 Runs the tests that are skipped without a card, the kernel under compute-sanitizer where that is
 installed, the kernel's bandwidth beside a device copy's, and `compare_with_captum.py` for the
@@ -43,7 +43,7 @@ from torch.profiler import ProfilerActivity
 from captum_krypton import KryptonOcclusion, backend_info
 from captum_krypton._kernels import gather_patches
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Channels, side of the volume, side of the patches and of the read-in blocks, windows in a batch.
 # What is moved is more than the card's caches hold.

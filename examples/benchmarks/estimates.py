@@ -1,9 +1,9 @@
 """How honest maps are about their own quality: estimated against true SSIM, over many images.
 
-    python examples/estimates.py --figure docs/images/estimates.png
+    python examples/benchmarks/estimates.py --figure docs/images/estimates.png
 
-Reads what `approximate.py` measured (`docs/data/approximate/*.json`), prints a table and draws the
-scatter. Every point is one map that was asked for an SSIM of 0.8, 0.9 or 0.95.
+Reads what `approximate_quality.py` measured (`docs/data/approximate/*.json`), prints a table and
+draws the scatter. Every point is one map that was asked for an SSIM of 0.8, 0.9 or 0.95.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from _tables import approximations, estimate_table, quality_of
+from _tables.approximate import approximations, estimate_table, quality_of
 from matplotlib.figure import Figure
 
 MARKS = "osD"

@@ -1,0 +1,45 @@
+"""README.md's table of speed, from the measurements in docs/data.
+
+python examples/benchmarks/readme_table.py           # writes it anew
+python examples/benchmarks/readme_table.py --check   # exit status 1 if it is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from _tables import ROOT
+from _tables.gpu import gpu, gpu_line
+from _tables.speed import comparisons, speed_table
+
+# The table lies between these two lines.
+BEGIN = "<!-- speed table: python examples/benchmarks/readme_table.py -->"
+END = "<!-- end of speed table -->"
+
+
+def update_readme(text: str) -> str:
+    """README.md with what was measured between its markers."""
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n\n{speed_table(comparisons())}\n\n{gpu_line(gpu())}\n\n{END}{tail}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args(arguments)
+    readme = ROOT / "README.md"
+    before = readme.read_text()
+    after = update_readme(before)
+    if options.check:
+        if before != after:
+            print("README.md: its speed table differs from docs/data; run readme_table.py")
+        return int(before != after)
+    readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

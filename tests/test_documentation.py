@@ -1,0 +1,95 @@
+"""Every command and Python block of README and documentation, and what they list."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripts import BENCHMARKS, EXAMPLES, ROOT
+
+# The options of the scripts in examples/paper are not in their own text.
+SCRIPT = r"^python (examples/(?:benchmarks/)?\w+\.py)(.*)$"
+READMES = ["README.md", "examples/README.md", "examples/benchmarks/README.md"]
+PAGES = [*READMES, *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
+
+
+def section(title: str) -> str:
+    """The text of a section of the README."""
+    found = re.split(r"^## (.+)\n", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    return dict(zip(found[1::2], found[2::2], strict=True))[title]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Fenced blocks of a language."""
+    return re.findall(rf"^```{language}\b.*\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("title", "last"), [("Quickstart", "python examples/quickstart.py"), ("Tests", "pytest")]
+)
+def test_readme_commands_start_from_nothing(title: str, last: str) -> None:
+    (block,) = blocks(section(title), "sh")
+    lines = block.splitlines()
+    assert lines[:2] == ["python3 -m venv .venv", ". .venv/bin/activate"]
+    assert lines[2].startswith("pip install '.[")
+    assert lines[-1].startswith(last)
+
+
+def test_readme_table_is_of_the_committed_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    from readme_table import update_readme
+
+    text = (ROOT / "README.md").read_text()
+    assert update_readme(text) == text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    monkeypatch.chdir(tmp_path)  # some blocks write files
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks((ROOT / page).read_text(), "python")):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_scripts_and_their_options(page: str) -> None:
+    for block in blocks((ROOT / page).read_text(), "sh"):
+        for script, options in re.findall(SCRIPT, block, re.MULTILINE):
+            source = (ROOT / script).read_text()
+            names = re.findall(r"--[a-z-]+", options)
+            assert [name for name in names if f'"{name}"' not in source] == []
+
+
+def test_every_script_has_a_place_on_its_page() -> None:
+    page = (ROOT / "docs" / "examples.md").read_text()
+    scripts = {
+        path.relative_to(ROOT).as_posix()
+        for folder in (EXAMPLES, BENCHMARKS)
+        for path in folder.glob("[!_]*.py")
+    }
+    assert scripts == {script for script, _ in re.findall(SCRIPT, page, re.MULTILINE)}
+
+
+def local_links(page: str) -> list[str]:
+    return re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+
+
+def test_readmes_of_the_examples_name_every_file() -> None:
+    top, benchmarks = map(set, map(local_links, READMES[1:]))
+    assert {path.name for path in EXAMPLES.glob("*.py")} <= top
+    assert {f"paper/{path.name}" for path in (EXAMPLES / "paper").glob("[!_]*.py")} <= top
+    assert {path.name for path in BENCHMARKS.glob("*.py")} <= benchmarks
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_local_links_exist(page: str) -> None:
+    links = local_links(page)
+    assert links
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
