@@ -149,7 +149,8 @@ def test_visual_on_a_folder(tmp_path: Path) -> None:
 
 
 def test_equations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "paper"), *sys.path])
+    folders = [str(EXAMPLES / folder) for folder in ("paper", "benchmarks")]
+    monkeypatch.setattr(sys, "path", [*folders, *sys.path])
     from _theory import Span, theoretical_speedup
 
     # AlexNet by hand: multiply-accumulates a cell, sides of output and patch (Eq. 20), a patch of
@@ -180,7 +181,8 @@ def test_equations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_networks_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     import torchvision
 
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "paper"), *sys.path])
+    folders = [str(EXAMPLES / folder) for folder in ("paper", "benchmarks")]
+    monkeypatch.setattr(sys, "path", [*folders, *sys.path])
     from _paper import judged
 
     tuned = torchvision.models.get_model(name, num_classes=4).eval()

@@ -97,7 +97,7 @@ class Processor:
         return f"{self.name}, {self.vectors}, {threads}"
 
 
-# The least of many measurements each, by `examples/measure_rates.py`.
+# The least of many measurements each, by `examples/benchmarks/measure_rates.py`.
 KNOWN = {
     Processor("AMD EPYC, family 26, model 2", "AVX512", 1): Rates(
         convolution=8.53e-12,
