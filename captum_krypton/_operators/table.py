@@ -9,43 +9,9 @@ from collections.abc import Callable
 
 from .._capture import Node
 from . import convolution, join, pointwise, reduce, resample, shape, splice, window
-from .rule import (
-    Algorithm,
-    Boxes,
-    Dims,
-    Frame,
-    Group,
-    Kind,
-    Means,
-    PatchRule,
-    Rule,
-    Step,
-    View,
-    along,
-    batch_rows,
-    whole_step,
-)
-from .whole_volume import read_by_kernels, whole
+from .rule import Kind, Rule, View
 
-__all__ = [
-    "Algorithm",
-    "Boxes",
-    "Dims",
-    "Frame",
-    "Group",
-    "Kind",
-    "Means",
-    "PatchRule",
-    "Rule",
-    "Step",
-    "View",
-    "along",
-    "batch_rows",
-    "read_by_kernels",
-    "rule_for",
-    "whole",
-    "whole_step",
-]
+__all__ = ["rule_for"]
 
 Builder = Callable[[Node, View], Rule | None]
 
