@@ -294,3 +294,19 @@ def test_a_torch_without_cuda_has_no_kernels_for_it(monkeypatch: pytest.MonkeyPa
 def test_backends_are_of_known_devices() -> None:
     with pytest.raises(ValueError, match="device is 'mps'; expected"):
         ops.backend_info("mps")
+
+
+def test_the_choice_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loader, "_searches", {})
+    monkeypatch.setattr(loader, "ready", set())
+    monkeypatch.setenv("KRYPTON_BACKEND", "reference")
+    with caplog.at_level("DEBUG", "captum_krypton"):
+        loader.load()
+        loader.load()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "kernels for cpu: the plain-torch references "
+        "(not: KRYPTON_BACKEND=reference asks for the references)"
+    )

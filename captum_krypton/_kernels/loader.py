@@ -8,6 +8,8 @@ on first use:
   references would have run.
 - `KRYPTON_JIT=0` turns compiling on first use off.
 - `TORCH_EXTENSIONS_DIR`, else `XDG_CACHE_HOME`, says where compiled kernels are kept.
+
+The logger `captum_krypton` says at its level DEBUG what was chosen, and why nothing before it.
 """
 
 from __future__ import annotations
@@ -179,8 +181,11 @@ def load(device: str = "cpu") -> _Search:
             + "; ".join(search.reasons)
         )
     ready.add(device)
+    instead = search.path or "the plain-torch references"
+    if first:
+        before = f" (not: {'; '.join(search.reasons)})" if search.reasons else ""
+        _logger.debug("kernels for %s: %s%s", device, instead, before)
     if first and search.unexpected:
-        instead = "the plain-torch references run" if search.path is None else search.path
         warnings.warn(
             f"a binary of the kernels could not be used ({'; '.join(search.unexpected)}); "
             f"instead: {instead}",
