@@ -26,6 +26,7 @@ from captum_krypton._plan.batch_size import Room
 from captum_krypton._plan.fuse import fused
 from captum_krypton._plan.plan import Plan, make_plan
 from captum_krypton._plan.segments import Segmenter
+from captum_krypton._plan.workload import Workload
 from captum_krypton._run.compiled import Compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -171,7 +172,8 @@ def test_no_cut_is_cheaper(deep: tuple[nn.Module, Analysis, Any], axis: int, seg
     """The dynamic programme against every cut there is."""
     _, analysis, plan = deep
     positions = plan.grid.counts[plan.axes[axis]]
-    segmenter = Segmenter(analysis, reaches(plan), plan.costs, TORCH, axis, positions)
+    work = Workload(analysis, reaches(plan), plan.costs, TORCH)
+    segmenter = Segmenter(work, axis, positions)
 
     def cost(bounds: tuple[int, ...]) -> float:
         return sum(segmenter.cost[i, j] for i, j in itertools.pairwise(bounds))

@@ -5,23 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .._capture import ValueId
-from .._operators import (
-    Algorithm,
-    Box,
-    Boxes,
-    Means,
-    PatchRule,
-    Reach,
-    Rule,
-    align,
-    exact,
-    same_boxes,
-)
+from .._capture import Node, ValueId
+from .._operators import Algorithm, Boxes, PatchRule, Rule, same_boxes
 from .analysis import Analysis
 from .cost import NodeCost, is_shared
+from .workload import Workload
 
-__all__ = ["GroupPlan", "is_ragged", "plan_group"]
+__all__ = ["GroupPlan", "plan_group"]
 
 
 @dataclass(frozen=True)
@@ -52,76 +42,95 @@ class GroupPlan:
         return math.prod(s.stop - s.start for s in self.segments)
 
 
-def plan_group(
-    analysis: Analysis,
-    reaches: dict[ValueId, tuple[Reach | None, ...]],
-    costs: tuple[NodeCost, ...],
-    means: Means,
-    segments: tuple[slice, ...],
-    element_bytes: int,
-) -> GroupPlan:
-    rates, graph = means.rates, analysis.graph
-    boxes: dict[ValueId, Boxes] = {}
-    boxes[analysis.occluded] = _boxes(analysis, analysis.occluded, reaches, segments)
-    algorithms: dict[ValueId, Algorithm] = {}
-    seconds: list[float] = []
-    macs: list[float] = []
-    call = 0.0
-    rooms: dict[ValueId, float] = {}
-    for node, rule, cost in zip(graph.nodes, analysis.rules, costs, strict=True):
-        local = [v for v in dict.fromkeys(node.operands()) if v in boxes]
-        if rule is None or rule.on_volumes(boxes):
-            if is_shared(analysis, node):
-                seconds.append(0.0)
-                macs.append(0.0)
-                continue
-            if rule is not None:
-                boxes.update((v, _boxes(analysis, v, reaches, segments)) for v in rule.outputs)
-                algorithms.update(dict.fromkeys(rule.outputs, Algorithm.TORCH))
-            projected = sum(math.prod(graph.size(v, 1)) for v in local)
-            seconds.append(cost.seconds + projected * rates.element)
-            share = room = 1.0
-            call += rates.call * (1 + len(local))
-        else:
-            ragged = is_ragged(rule, means)
-            for value in rule.outputs:
-                alignment = None if ragged else rule.alignment
-                made = _boxes(analysis, value, reaches, segments, alignment, ragged=ragged)
-                inherited = rule.inherits()
-                if inherited is not None:
-                    made = _inherited(boxes[inherited], made)
-                boxes[value] = made
-            value = rule.outputs[0]
-            share = room = 1.0
-            for axis, box in enumerate(boxes[value]):
-                full = analysis.full_size(value, axis)
-                if box is not None and full is not None:
-                    share *= float(box.cells.mean()) / full
-                    room *= box.size / full
-            algorithm, spent = rule.algorithm(boxes[value], means)
-            algorithms.update(dict.fromkeys(rule.outputs, algorithm))
-            if algorithm is not Algorithm.TORCH:
-                call += rates.kernel
+def plan_group(work: Workload, segments: tuple[slice, ...], element_bytes: int) -> GroupPlan:
+    """The plan of the windows at the positions of the segments."""
+    return _Planner(work, segments).planned(element_bytes)
+
+
+class _Planner:
+    """Goes through the operators and notes how each is computed for the windows of a group."""
+
+    def __init__(self, work: Workload, segments: tuple[slice, ...]) -> None:
+        self.work, self.segments = work, segments
+        self.analysis, self.graph, self.rates = work.analysis, work.analysis.graph, work.means.rates
+        occluded = self.analysis.occluded
+        self.boxes: dict[ValueId, Boxes] = {occluded: work.boxes(occluded, segments)}
+        self.algorithms: dict[ValueId, Algorithm] = {}
+        self.rooms: dict[ValueId, float] = {}  # the share of a whole volume that memory is for
+        self.seconds: list[float] = []
+        self.macs: list[float] = []
+        self.call = 0.0
+
+    def planned(self, element_bytes: int) -> GroupPlan:
+        """The plan of the group."""
+        for node, rule, cost in self.work.operators():
+            if rule is not None and not rule.on_volumes(self.boxes):
+                self._on_patches(node, rule, cost)
+            elif is_shared(self.analysis, node):
+                self.seconds.append(0.0)
+                self.macs.append(0.0)
             else:
-                call += rates.call
-                moved = cost.elements * room * rates.element
-                spent = cost.seconds * room if spent is None else spent + moved
-                if all(box is None for box in boxes[value]):  # it reads patches, and the base there
-                    read = sum(math.prod(graph.size(v, 1)) * rooms.get(v, 1.0) for v in local)
-                    spent += 2 * read * rates.element
-            assert spent is not None
-            seconds.append(spent)
-        macs.append(cost.macs * share)
-        rooms.update(dict.fromkeys(node.results, room))
-    return GroupPlan(
-        segments,
-        boxes,
-        algorithms,
-        tuple(seconds),
-        tuple(macs),
-        call,
-        int(_most_elements(analysis, boxes, algorithms, rooms) * element_bytes),
-    )
+                self._on_volumes(node, rule, cost)
+        elements = _most_elements(self.analysis, self.boxes, self.algorithms, self.rooms)
+        return GroupPlan(
+            self.segments,
+            self.boxes,
+            self.algorithms,
+            tuple(self.seconds),
+            tuple(self.macs),
+            self.call,
+            int(elements * element_bytes),
+        )
+
+    def _local(self, node: Node) -> list[ValueId]:
+        return [v for v in dict.fromkeys(node.operands()) if v in self.boxes]
+
+    def _on_volumes(self, node: Node, rule: Rule | None, cost: NodeCost) -> None:
+        local = self._local(node)
+        if rule is not None:
+            self.boxes.update((v, self.work.boxes(v, self.segments)) for v in rule.outputs)
+            self.algorithms.update(dict.fromkeys(rule.outputs, Algorithm.TORCH))
+        projected = sum(math.prod(self.graph.size(v, 1)) for v in local)
+        self.seconds.append(cost.seconds + projected * self.rates.element)
+        self.macs.append(cost.macs)
+        self.rooms.update(dict.fromkeys(node.results, 1.0))
+        self.call += self.rates.call * (1 + len(local))
+
+    def _on_patches(self, node: Node, rule: Rule, cost: NodeCost) -> None:
+        local, value = self._local(node), rule.outputs[0]
+        self._place(rule)
+        share = room = 1.0
+        for axis, box in enumerate(self.boxes[value]):
+            full = self.analysis.full_size(value, axis)
+            if box is not None and full is not None:
+                share *= float(box.cells.mean()) / full
+                room *= box.size / full
+        algorithm, spent = rule.algorithm(self.boxes[value], self.work.means)
+        if algorithm is not Algorithm.TORCH:
+            self.call += self.rates.kernel
+        else:
+            self.call += self.rates.call
+            moved = cost.elements * room * self.rates.element
+            spent = cost.seconds * room if spent is None else spent + moved
+            if all(box is None for box in self.boxes[value]):  # it reads patches, and base there
+                sizes = {v: math.prod(self.graph.size(v, 1)) for v in local}
+                read = sum(size * self.rooms.get(v, 1.0) for v, size in sizes.items())
+                spent += 2 * read * self.rates.element
+        assert spent is not None
+        self.seconds.append(spent)
+        self.macs.append(cost.macs * share)
+        self.algorithms.update(dict.fromkeys(rule.outputs, algorithm))
+        self.rooms.update(dict.fromkeys(node.results, room))
+
+    def _place(self, rule: Rule) -> None:
+        """Where the patches of the rule's outputs lie."""
+        ragged, inherited = self.work.is_ragged(rule), rule.inherits()
+        alignment = None if ragged else rule.alignment
+        for value in rule.outputs:
+            made = self.work.boxes(value, self.segments, alignment, ragged=ragged)
+            if inherited is not None:
+                made = _inherited(self.boxes[inherited], made)
+            self.boxes[value] = made
 
 
 def _most_elements(
@@ -167,39 +176,6 @@ def _most_elements(
     return most
 
 
-def is_ragged(rule: Rule, means: Means) -> bool:
-    """Whether every window's patch lies at its own cells.
-
-    Only where kernels gain by it, and only for numbers: what lies beyond a patch's own cells goes
-    through operators of torch too, unread.
-    """
-    dtypes = rule.view.graph.dtypes
-    return means.kernels and rule.ragged and all(dtypes[v].is_floating_point for v in rule.outputs)
-
-
 def _inherited(own: Boxes, made: Boxes) -> Boxes:
     """A patch-wise operator's output lies where its one local operand does."""
     return tuple(m if b is None or m is None else b for b, m in zip(own, made, strict=True))
-
-
-def _boxes(
-    analysis: Analysis,
-    value: ValueId,
-    reaches: dict[ValueId, tuple[Reach | None, ...]],
-    segments: tuple[slice, ...],
-    alignment: object = None,
-    *,
-    ragged: bool = False,
-) -> Boxes:
-    boxes: list[Box | None] = []
-    for axis, reach in enumerate(reaches[value]):
-        full = analysis.full_size(value, axis)
-        if reach is None or full is None:
-            boxes.append(None)
-            continue
-        if ragged:
-            boxes.append(exact(reach.segment(segments[axis])))
-            continue
-        modulus, residue = alignment(axis) if callable(alignment) else (1, 0)
-        boxes.append(align(reach.segment(segments[axis]), full, modulus, residue))
-    return tuple(boxes)

@@ -21,6 +21,7 @@ from .batch_size import Room
 from .cost import NodeCost, node_costs
 from .group_plan import GroupPlan, plan_group
 from .segments import Segmenter
+from .workload import Workload
 
 __all__ = ["Plan", "make_plan"]
 
@@ -159,12 +160,9 @@ def make_plan(
         threshold: the projective field threshold (Section 4.2).
     """
     reaches = analysis.reaches(tuple(grid.along(dim) for dim in axes), threshold)
-    costs = node_costs(analysis, means.rates)
+    work = Workload(analysis, reaches, node_costs(analysis, means.rates), means)
     positions = [grid.counts[dim] for dim in axes]
-    segmenters = [
-        Segmenter(analysis, reaches, costs, means, axis, count)
-        for axis, count in enumerate(positions)
-    ]
+    segmenters = [Segmenter(work, axis, count) for axis, count in enumerate(positions)]
     base = element_bytes * sum(math.prod(analysis.graph.size(v, 1)) for v in analysis.kept)
     side_by_side = room.images(base, images)
     base *= side_by_side
@@ -175,14 +173,13 @@ def make_plan(
     for count in range(1, min(most, max(positions, default=1)) + 1):
         cuts = [segmenter.cut(count) for segmenter in segmenters]
         groups = tuple(
-            plan_group(analysis, reaches, costs, means, segments, element_bytes)
-            for segments in itertools.product(*cuts)
+            plan_group(work, segments, element_bytes) for segments in itertools.product(*cuts)
         )
         row_bytes = max(group.row_bytes for group in groups)
         batch = room.batch_size(base, row_bytes)
         memory = base + batch * row_bytes
         plan = Plan(
-            analysis, grid, axes, groups, head, side_by_side, batch, costs, memory, threshold
+            analysis, grid, axes, groups, head, side_by_side, batch, work.costs, memory, threshold
         )
         if best is None or plan.seconds < best.seconds:
             best, worse = plan, 0

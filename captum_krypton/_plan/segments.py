@@ -7,11 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .._capture import ValueId
-from .._operators import Algorithm, Means, Reach, exact
-from .analysis import Analysis
-from .cost import NodeCost
-from .group_plan import is_ragged
+from .._operators import Algorithm, exact
+from .workload import Workload
 
 __all__ = ["Segmenter"]
 
@@ -22,23 +19,21 @@ class Segmenter:
     The cost of a segment is its number of positions times the sum over operators of cost and
     largest patch; along the other axes, every operator has its mean patch. Operators that compute
     each window's own cells do not count.
+
+    Args:
+        work: what is to be planned.
+        axis: the window axis.
+        positions: window positions along it.
     """
 
-    def __init__(
-        self,
-        analysis: Analysis,
-        reaches: dict[ValueId, tuple[Reach | None, ...]],
-        costs: tuple[NodeCost, ...],
-        means: Means,
-        axis: int,
-        positions: int,
-    ) -> None:
+    def __init__(self, work: Workload, axis: int, positions: int) -> None:
         sizes, weights = [], []
-        for rule, cost in zip(analysis.rules, costs, strict=True):
+        analysis, reaches, means = work.analysis, work.reaches, work.means
+        for _, rule, cost in work.operators():
             if rule is None:
                 continue
             value = rule.outputs[0]
-            if is_ragged(rule, means):
+            if work.is_ragged(rule):
                 boxes = tuple(None if r is None else exact(r) for r in reaches[value])
                 if rule.algorithm(boxes, means)[0] is not Algorithm.TORCH:
                     continue
