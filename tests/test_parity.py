@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from captum.attr import Occlusion
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
-from layers import ACTIVATIONS, CODES, Code, Draw
+from layers import ACTIVATIONS, Code, Draw
 from networks import (
     Case,
     baselines,
@@ -37,6 +37,7 @@ from networks import (
     small_cases,
     window_counts,
 )
+from statements import CODES
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion

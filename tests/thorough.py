@@ -77,7 +77,8 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     os.environ.setdefault("KRYPTON_MEASURE", "0")
-    sys.path.insert(0, str(Path(__file__).parent))
+    folder = Path(__file__).parent
+    sys.path[:0] = [str(folder), str(folder / "support")]
     import conftest  # noqa: F401  # small maps take the graph's path
 
     warnings.simplefilter("error")
