@@ -1,6 +1,6 @@
 """Hypothesis profiles, and one thread for each test process. Plans do not depend on the machine.
 
-Small maps take the graph's path as large ones do; tests/test_few_windows.py tests the other.
+Small maps take the graph's path as large ones do; tests/run/test_few_windows.py tests the other.
 
 `HYPOTHESIS_PROFILE=thorough` draws afresh on every run, ten thousand networks and more;
 the default, `ci`, always draws the same.

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import Occlusion
+from gather_cases import Case, bits, cases, naive, values, wide
 from hypothesis import given, settings
 from networks import networks
-from test_gather import Case, bits, cases, naive, values, wide
-from test_pool import POOLINGS, pooling_network
+from small_networks import POOLINGS, pooling_network
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion, backend_info

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_threshold import small_network
+from small_networks import small_network
 from torch import Tensor, nn
 
 from captum_krypton import (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from captum.attr import Occlusion
 from hypothesis import given
 from hypothesis import strategies as st
-from test_convolve import EPSILON, counted, extents, numbers, patches
+from patches import EPSILON, counted, extents, numbers, patches
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion

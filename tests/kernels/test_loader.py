@@ -18,7 +18,7 @@ import torch
 import captum_krypton._kernels as ops
 from captum_krypton._kernels import loader
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 LIBRARY = "captum_krypton_kernels.so"
 
 PROBE = """

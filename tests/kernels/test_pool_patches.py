@@ -10,7 +10,8 @@ import torch
 from captum.attr import Occlusion
 from hypothesis import given
 from hypothesis import strategies as st
-from test_convolve import EPSILON, counted, extents, numbers, patches
+from patches import EPSILON, counted, extents, numbers, patches
+from small_networks import POOLINGS, pooling_network
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
@@ -107,28 +108,6 @@ def test_not_a_number_is_the_largest(run: Any) -> None:
     source = Patches(base, base[:, :, :0, :0], index[:, 0], index)
     pooled = run(source, index, (2, 2), (2, 2), stride=(2, 2), maximum=True)
     assert pooled.isnan().nonzero().tolist() == [[0, 2, 1, 1], [0, 8, 0, 0]]
-
-
-POOLINGS = (
-    nn.MaxPool2d(3, 2, 1),
-    nn.MaxPool2d(2, dilation=2),
-    nn.MaxPool2d(3, 2, ceil_mode=True),
-    nn.AvgPool2d(3, 1, 1),
-    nn.AvgPool2d(3, 2, 1, count_include_pad=False),
-    nn.AvgPool2d(3, 2, ceil_mode=True),
-    nn.AvgPool2d(2, divisor_override=3),
-    nn.AdaptiveMaxPool2d(4),
-    nn.AdaptiveAvgPool2d(4),
-)
-
-
-def pooling_network(pooling: nn.Module) -> nn.Module:
-    """A network for images of 16 pixels."""
-    torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), pooling, nn.Conv2d(8, 4, 2), nn.Flatten())
-    model = nn.Sequential(*layers, nn.LazyLinear(5)).eval()
-    model(torch.zeros(1, 3, 16, 16))
-    return model
 
 
 @pytest.mark.parametrize("pooling", POOLINGS, ids=str)

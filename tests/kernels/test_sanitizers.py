@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "c++")
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1"
-TESTS = [f"test_{name}.py" for name in ("arena", "convolve", "range", "join", "pool", "gather")]
+TESTS = (
+    "kernels/test_arena.py",
+    "kernels/test_convolve_patches.py",
+    "test_range.py",
+    "kernels/test_join_patches.py",
+    "kernels/test_pool_patches.py",
+    "kernels/test_gather_patches.py",
+)
 
 
 def libraries() -> list[str]:

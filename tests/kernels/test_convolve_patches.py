@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from layers import Draw
+from patches import EPSILON, counted, extents, numbers, patches
 from torch import Tensor
 
 from captum_krypton._kernels import (
@@ -27,7 +28,6 @@ from captum_krypton._kernels import (
     reference,
 )
 
-EPSILON = torch.finfo(torch.float32).eps
 # By their formulas, number by number: what PyTorch's vectors make of infinity, and how exact they
 # are, depends on the processor.
 FORMULAS: dict[str, Callable[[float], float]] = {
@@ -42,8 +42,6 @@ def by_formula(activation: str, x: Tensor) -> Tensor:
     """The activation of every number, float64."""
     made = [FORMULAS[activation](number) for number in x.double().flatten().tolist()]
     return torch.tensor(made, dtype=torch.float64).reshape(x.shape)
-
-
 
 
 @dataclass
@@ -125,46 +123,6 @@ class Case:
         parts = (self.source.base, self.source.patch)
         largest = max((t.abs().max().item() for t in parts if t.numel()), default=0.0)
         return 1 + largest * self.weight.abs().flatten(1).sum(1).max().item()
-
-
-def counted(output: Tensor, extent: Tensor | None) -> Tensor:
-    """The output without what a kernel need not compute."""
-    if extent is None:
-        return output
-    outside = [
-        torch.arange(size) >= extent[:, axis, None] for axis, size in enumerate(output.shape[2:])
-    ]
-    return output.masked_fill(outside[0][:, None, :, None] | outside[1][:, None, None, :], 0)
-
-
-def numbers(draw: Draw) -> torch.Generator:
-    return torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-
-
-def patches(
-    draw: Draw, noise: torch.Generator, windows: int, images: int, channels: int, last: bool
-) -> Patches:
-    height, width = draw(st.integers(1, 13)), draw(st.integers(1, 13))
-    patch_size = draw(st.tuples(st.integers(0, 9), st.integers(0, 9)))
-    base = torch.randn(images, channels, height, width, generator=noise)
-    patch = torch.randn(windows, channels, *patch_size, generator=noise)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return Patches(
-        base.contiguous(memory_format=memory_format),
-        patch.contiguous(memory_format=memory_format),
-        torch.randint(images, (windows,), generator=noise),
-        torch.randint(-4, 12, (windows, 2), generator=noise),
-        extents(draw, noise, windows, patch_size),
-    )
-
-
-def extents(
-    draw: Draw, noise: torch.Generator, windows: int, size: tuple[int, int]
-) -> Tensor | None:
-    if draw(st.booleans()):
-        return None
-    columns = [torch.randint(most + 1, (windows,), generator=noise) for most in size]
-    return torch.stack(columns, 1)
 
 
 @st.composite
@@ -386,9 +344,7 @@ class Sums:
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 7), (7, 1), (4, 1), (5, 5)])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 24])
-def test_winograds_error_is_a_small_multiple_of_a_loops(
-    size: int, kernel: tuple[int, int]
-) -> None:
+def test_winograds_error_is_a_small_multiple_of_a_loops(size: int, kernel: tuple[int, int]) -> None:
     """A sum that is made term by term is a yardstick that no library's choice of code moves."""
     assert Sums.of(kernel).error(True, size) <= (3 if size == 1 else 2)  # one: a few numbers only
 

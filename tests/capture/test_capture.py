@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from graphs import conv_norm, graph_of, names, run
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import networks
@@ -16,25 +17,10 @@ from torch import Tensor, nn
 from captum_krypton import KryptonOcclusion
 from captum_krypton._capture import NotCapturable, captured
 from captum_krypton._capture.eager import eagerly
-from captum_krypton._capture.graph import BatchInt, Graph
+from captum_krypton._capture.graph import BatchInt
 from captum_krypton._capture.simplify import simplified
-from captum_krypton._run.interpreter import prepare_constants, run_graph
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-
-
-def graph_of(forward: Callable[..., Tensor], *arguments: Tensor) -> Graph:
-    return captured(forward, arguments, (True,) * len(arguments)).graph
-
-
-def run(graph: Graph, *inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        output, _ = run_graph(graph, prepare_constants(graph, False), inputs, frozenset())
-    return output
-
-
-def names(graph: Graph) -> list[str]:
-    return [node.name.removeprefix("aten.") for node in graph.nodes]
 
 
 @pytest.mark.parametrize("simplify", [False, True], ids=["recorded", "simplified"])
@@ -99,15 +85,6 @@ def test_operators_that_nothing_reads_are_gone() -> None:
         return x.exp()
 
     assert names(graph_of(forward, torch.rand(2, 3))) == ["exp"]
-
-
-def conv_norm(kind: type[nn.Module], **arguments: bool) -> nn.Sequential:
-    torch.manual_seed(0)
-    norm = nn.BatchNorm2d(4, **arguments)
-    if norm.running_mean is not None and norm.running_var is not None:
-        norm.running_mean.uniform_(-1, 1)
-        norm.running_var.uniform_(0.5, 2)
-    return nn.Sequential(kind(3, 4, 3), norm, nn.Flatten()).eval()
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import Occlusion
-from test_capture import graph_of, names, run
+from graphs import graph_of, names, run
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion

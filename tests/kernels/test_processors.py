@@ -11,7 +11,14 @@ import pytest
 
 from captum_krypton._kernels import panel_size
 
-TESTS = ("test_convolve.py", "test_range.py", "test_pool.py", "test_join.py", "test_accuracy.py")
+FOLDER = Path(__file__).resolve().parents[1]
+TESTS = (
+    "kernels/test_convolve_patches.py",
+    "kernels/test_pool_patches.py",
+    "kernels/test_join_patches.py",
+    "test_range.py",
+    "test_accuracy.py",
+)
 # What PyTorch and oneDNN call what the kernels call so, and output channels in a panel there.
 OTHERS = {"avx2": ("avx2", "AVX2", 16), "portable": ("default", "SSE41", 8)}
 
@@ -32,7 +39,7 @@ def test_kernels_of_other_processors(kernels: str) -> None:
             "ONEDNN_MAX_CPU_ISA": onednn,
             "PYTEST_ADDOPTS": "",
         },
-        cwd=Path(__file__).parent,
+        cwd=FOLDER,
         capture_output=True,
         text=True,
     )

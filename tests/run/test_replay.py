@@ -17,7 +17,7 @@ from captum.attr import Occlusion
 from graph_on_host import HostGraph, HostPool
 from hypothesis import given, settings
 from networks import networks
-from test_execute import expected, question
+from questions import expected, question
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
@@ -45,9 +45,7 @@ class Runs:
 
     def __init__(self, network: nn.Module, call: Any, most: int) -> None:
         self.compiled = Compiled(network, call)
-        self.plan = self.compiled.plan(
-            call, 0, room=Room(1 << 30, 1 << 26, most), winograd=True
-        )
+        self.plan = self.compiled.plan(call, 0, room=Room(1 << 30, 1 << 26, most), winograd=True)
         self.cache = ReplayCache()
 
     def execution(self, images: Tensor, baseline: Any = 0.0) -> Execution:

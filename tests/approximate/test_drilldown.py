@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_threshold import small_network
+from small_networks import small_network
 from torch import Tensor
 
 from captum_krypton import DrillDown, KryptonOcclusion

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,65 +12,19 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from networks import Case, cases
-from torch import Tensor, nn
+from plans import FREE_CALLS, KERNELS, ROOM, TORCH, called, patched
+from torch import nn
 
-from captum_krypton._call.arguments import Call, make_call
-from captum_krypton._capture import captured
-from captum_krypton._capture.simplify import simplified
-from captum_krypton._kernels.rates import GUESSED
 from captum_krypton._operators import Means
 from captum_krypton._plan import plan as planning
-from captum_krypton._plan.analysis import Analysis, analyse
+from captum_krypton._plan.analysis import Analysis
 from captum_krypton._plan.batch_size import Room
-from captum_krypton._plan.fuse import fused
-from captum_krypton._plan.plan import Plan, make_plan
+from captum_krypton._plan.plan import Plan
 from captum_krypton._plan.segments import Segmenter
 from captum_krypton._plan.workload import Workload
 from captum_krypton._run.compiled import Compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-
-ROOM = 1 << 30
-
-
-def called(inputs: Tensor, window: Any, strides: Any, baselines: Any = 0) -> Call:
-    return make_call(inputs, window, strides, baselines, 0, None, None)
-
-
-TORCH = Means(GUESSED, kernels=False, winograd=False)
-KERNELS = Means(GUESSED, kernels=True, winograd=True)
-FREE_CALLS = Means(replace(GUESSED, call=0.0, kernel=0.0), kernels=False, winograd=False)
-
-
-def patched(
-    network: nn.Module,
-    call: Call,
-    *,
-    budget: int = ROOM,
-    most: int = 64,
-    images: int = 1,
-    means: Means = TORCH,
-    threshold: float = 1.0,
-    fuse: bool = False,
-) -> Plan:
-    """The plan with patches, whether or not whole volumes would cost less."""
-    graph = simplified(captured(network, call.arguments, call.batched).graph)
-    (grid,) = call.grids
-    axes = grid.axes
-    dims = tuple(axis + 1 for axis in axes)
-    analysis = analyse(graph, graph.inputs[0], dims)
-    if fuse:
-        analysis = analyse(fused(analysis), graph.inputs[0], dims)
-    return make_plan(
-        analysis,
-        grid,
-        axes,
-        means=means,
-        room=Room(budget, None, most),
-        images=images,
-        element_bytes=call.inputs[0].element_size(),
-        threshold=threshold,
-    )
 
 
 def plan_of(case: Case, means: Means = TORCH) -> Plan:

@@ -9,32 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from questions import WINDOWS, expected, question
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._call.arguments import Call, make_call
+from captum_krypton._call.arguments import Call
 from captum_krypton._kernels import panel_size
 from captum_krypton._operators import Algorithm
 from captum_krypton._plan import Room
 from captum_krypton._run import batches, group
 from captum_krypton._run.compiled import Compiled
 from captum_krypton._run.execution import Execution
-from captum_krypton._run.naive import naive_scores
-
-WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 3, 3)}
-
-
-def question(images: Tensor, **changes: Any) -> Call:
-    arguments = {**WINDOWS, "baselines": 0, "target": None, **changes}
-    return make_call(
-        images,
-        arguments["sliding_window_shapes"],
-        arguments["strides"],
-        arguments["baselines"],
-        arguments["target"],
-        None,
-        None,
-    )
 
 
 def execution(
@@ -57,21 +42,6 @@ def execution(
         lambda rows, image: rows,
         last=compiled.last,
     )
-
-
-def expected(network: nn.Module, call: Call) -> Tensor:
-    """(N, windows, outputs), one forward pass a window."""
-    with torch.no_grad():
-        scores = naive_scores(
-            network,
-            call,
-            0,
-            None,
-            list(range(call.grids[0].total)),
-            lambda rows: None,
-            captum=False,
-        )
-    return scores.movedim(0, 1)
 
 
 def ignore(rows: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
-from test_threshold import small_network
+from small_networks import small_network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 

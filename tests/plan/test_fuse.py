@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_capture import names, run
+from graphs import names, run
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion

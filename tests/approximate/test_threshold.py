@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Case, cases
-from test_plan import KERNELS, TORCH, called, patched
+from plans import KERNELS, TORCH, called, patched
+from small_networks import small_network
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
@@ -184,14 +185,6 @@ def test_a_crop_at_the_border_is_about_the_windows_own_cells() -> None:
     kept = crop(reach, 4, np.array([1.0, 6.5, 11.0]))
     assert kept.start.tolist() == [0, 5, 8]
     assert kept.stop.tolist() == [4, 9, 12]
-
-
-def small_network() -> nn.Module:
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for channels in (3, 8, 8, 8):
-        layers += [nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
 
 
 def test_a_map_with_a_threshold() -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
-from test_threshold import small_network
+from small_networks import small_network
 
 from captum_krypton import Budget, DrillDown, KryptonOcclusion, ssim
 from captum_krypton._approximate.coarse import Floats
