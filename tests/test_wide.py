@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from against_captum import check_precision
 from hypothesis import event, given
 from hypothesis import strategies as st
 from layers import Draw
 from networks import Case
-from test_parity import check_precision
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion

@@ -39,8 +39,8 @@ def chunk(axes: int, seed: int, networks: int) -> tuple[int, str | None]:
     Returns:
         How many were checked, and the report of the smallest failure, if any.
     """
+    from against_captum import check_heat_map
     from networks import cases
-    from test_parity import check_heat_map
 
     checked = 0
 
