@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from captum_krypton._run import few_windows
 
+pytest.register_assert_rewrite("against_captum", "contract_network", "machine")
+
 # Drawing a network runs it, so drawing is slow and large by nature.
 _COMMON = settings(
     deadline=None,

@@ -1,0 +1,20 @@
+"""The network and the images of all of these tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract_network import Network
+from torch import Tensor
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Two images that the network takes for different classes."""
+    images = torch.randn(2, 3, 11, 9, generator=torch.Generator().manual_seed(1))
+    return images * torch.tensor([1.0, 8.0]).view(2, 1, 1, 1)
