@@ -1,4 +1,4 @@
-"""Tuning (Section 4.4) and the quality that it is about."""
+"""Tuning (Section 4.4), on maps that are known and on a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from skimage.metrics import structural_similarity
 from small_networks import small_network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,38 +23,6 @@ QUESTION: dict[str, Any] = {"sliding_window_shapes": (3, 6, 6), "strides": (3, 2
 
 def images(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, 24, 20, generator=torch.Generator().manual_seed(seed))
-
-
-def test_ssim_is_scikit_images() -> None:
-    exact, other = np.random.default_rng(0).normal(size=(2, 20, 17))
-    expected = structural_similarity(exact, other, data_range=np.ptp(exact))
-    assert ssim(exact, other) == pytest.approx(expected)
-    assert ssim(torch.from_numpy(exact), exact) == 1
-    assert ssim(exact[None], other[None]) == ssim(exact, other)
-
-
-@given(
-    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    seed=st.integers(0, 99),
-    noise=st.sampled_from([0.0, 0.01, 0.1, 1.0]),
-)
-def test_ssim_of_any_map(shape: list[int], seed: int, noise: float) -> None:
-    generator = np.random.default_rng(seed)
-    exact = generator.normal(size=shape)
-    other = exact + noise * generator.normal(size=shape)
-    quality = ssim(exact, other)
-    assert -1 <= quality <= 1
-    assert ssim(exact, exact) == 1
-    assert ssim(3 * exact, 3 * other) == pytest.approx(quality)
-
-
-def test_ssim_where_there_is_nothing_to_compare() -> None:
-    flat = np.ones((9, 9))
-    assert ssim(flat, flat) == 1
-    assert ssim(flat, flat + 1e-9) == 0
-    assert np.isnan(ssim(flat, np.where(np.eye(9) > 0, np.nan, flat)))
-    with pytest.raises(ValueError, match=r"shape \(9, 9\), not \(9, 8\)"):
-        ssim(flat, flat[:, 1:])
 
 
 @given(
