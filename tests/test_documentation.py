@@ -93,3 +93,34 @@ def test_local_links_exist(page: str) -> None:
     links = local_links(page)
     assert links
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+# What does not exist, and shows where something would go.
+INVENTED = re.compile(r"NAME|DEVICE|group_norm")
+
+
+def places(page: str) -> list[str]:
+    """The files and folders of the project that a page names."""
+    named = re.findall(r"`((?:captum_krypton|csrc|tests|examples|_[a-z]+)/[\w./]*)`", page)
+    return [place for place in named if not INVENTED.search(place)]
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md"])
+def test_places_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert len(places(text)) > 5 or page != "CONTRIBUTING.md"
+    for place in places(text):
+        assert (ROOT / place).exists() or (ROOT / "captum_krypton" / place).exists(), place
+
+
+def test_the_drawing_of_the_house_is_the_package() -> None:
+    text = (ROOT / "docs/design.md").read_text()
+    drawing = re.search(r"^```text\n(captum_krypton/\n.*?)```", text, re.M | re.S)
+    assert drawing is not None
+    drawn = set(re.findall(r"^  (_\w+(?:\.py|/))", drawing[1], re.M))
+    package = ROOT / "captum_krypton"
+    there = {f"{path.parent.name}/" for path in package.glob("_[a-z]*/__init__.py")}
+    there |= {path.name for path in package.glob("_*.py")}
+    assert drawn == there
+    wings = re.findall(r"^\*\*`(_\w+)`\*\*:", text, re.M)
+    assert {f"{wing}/" for wing in wings} == {name for name in there if name.endswith("/")}
