@@ -12,7 +12,7 @@ import torch
 from captum._utils.common import _run_forward, _select_targets
 from torch import Tensor
 
-from ._approximate import Approximation, make
+from ._approximate import Approximation, make_maps
 from ._call import (
     Call,
     OcclusionMap,
@@ -28,17 +28,17 @@ from ._growing import growing_maps
 from ._kernels import calibration_of
 from ._plan import Plan
 from ._run import (
-    CompileCache,
-    Compiled,
+    CapturedModel,
     Fallback,
     FewWindows,
     InputRun,
+    ModelCache,
     RunStatistics,
     Stale,
     Untouched,
 )
 
-__all__ = ["Engine", "Fallback"]
+__all__ = ["Engine"]
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Engine:
 
     def __init__(self, forward: Callable[..., Any], settings: Settings) -> None:
         self.forward, self.settings = forward, settings
-        self.cache = CompileCache()
+        self.cache = ModelCache()
         self.few = FewWindows(forward, settings.memory_budget)
 
     def maps(
@@ -118,7 +118,7 @@ class Engine:
         def begun(work: Untouched) -> tuple[Capture, OcclusionMap, Iterator[OcclusionMap]]:
             (run,) = self._runs(call, work, approximation)
             stages = growing_maps(approximation, run, started)
-            return work.compiled.capture, next(stages), stages
+            return work.model.capture, next(stages), stages
 
         capture, first, stages = self._attempted(call, work, approximation, begun)
         yield first
@@ -135,19 +135,19 @@ class Engine:
 
     def _untouched(self, call: Call, approximation: Approximation) -> Untouched:
         """The model as it is now, and its outcome for the untouched inputs."""
-        compiled = self._compiled(call)
-        approximation.check_model(compiled)
-        fresh = not compiled.notes
-        output, notes = self._reference(call, compiled)
+        model = self._model(call)
+        approximation.check_model(model)
+        fresh = not model.notes
+        output, notes = self._reference(call, model)
         key = (call.examples, call.inputs[0].is_inference(), torch.is_inference_mode_enabled())
-        if not fresh and compiled.notes.get(key) != notes:
-            before, compiled = compiled, self._compiled(call, renew=True)
-            approximation.check_model(compiled)
-            if key not in before.notes and compiled.capture.says_the_same_as(before.capture):
-                compiled.notes, compiled.checked = before.notes, before.checked
-        compiled.notes[key] = notes
+        if not fresh and model.notes.get(key) != notes:
+            before, model = model, self._model(call, renew=True)
+            approximation.check_model(model)
+            if key not in before.notes and model.capture.says_the_same_as(before.capture):
+                model.notes, model.checked = before.notes, before.checked
+        model.notes[key] = notes
         target = resolve_target(output, call.target)
-        return Untouched(compiled, output, _select_targets(output, target), target)
+        return Untouched(model, output, _select_targets(output, target), target)
 
     def _attempted(
         self,
@@ -160,11 +160,11 @@ class Engine:
         try:
             return attempt(work)
         except Stale:
-            compiled = self._compiled(call, renew=True)
-        approximation.check_model(compiled)
-        compiled.notes.update(work.compiled.notes)
+            model = self._model(call, renew=True)
+        approximation.check_model(model)
+        model.notes.update(work.model.notes)
         try:
-            return attempt(replace(work, compiled=compiled))
+            return attempt(replace(work, model=model))
         except Stale as stale:
             raise Fallback(str(stale)) from None
 
@@ -172,17 +172,17 @@ class Engine:
         """The plan for each input."""
         approximation.check(call)
         _refuse(call)
-        compiled = self._compiled(call)
-        approximation.check_model(compiled)
+        model = self._model(call)
+        approximation.check_model(model)
         return tuple(
-            compiled.plan_of(call, position, self.settings, approximation.threshold)
+            model.plan_of(call, position, self.settings, approximation.threshold)
             for position in range(len(call.inputs))
-            if compiled.reads[position]
+            if model.reads[position]
         )
 
     def digest(self, call: Call) -> str:
         """A digest of the graph that is captured for a call."""
-        return self._compiled(call).digest
+        return self._model(call).digest
 
     def resolved_target(self, call: Call) -> Any:
         """The target as Captum takes it; runs the forward function only where it must."""
@@ -191,7 +191,7 @@ class Engine:
         output = _run_forward(self.forward, call.inputs, None, call.extra or None)
         return resolve_target(output, call.target) if isinstance(output, Tensor) else None
 
-    def _compiled(self, call: Call, *, renew: bool = False) -> Compiled:
+    def _model(self, call: Call, *, renew: bool = False) -> CapturedModel:
         try:
             return self.cache.get(self.forward, call, renew=renew)
         except NotCapturable as refusal:
@@ -200,9 +200,9 @@ class Engine:
             text = f"capturing the forward failed with {type(error).__name__}: {error}"
             raise Fallback(text) from error
 
-    def _reference(self, call: Call, compiled: Compiled) -> tuple[Tensor, list[Any]]:
+    def _reference(self, call: Call, model: CapturedModel) -> tuple[Tensor, list[Any]]:
         """The forward function on the untouched inputs, and what it ran."""
-        output, notes = watched(self.forward, call.arguments, compiled.capture.leaves)
+        output, notes = watched(self.forward, call.arguments, model.capture.leaves)
         if not isinstance(output, Tensor) or output.dim() == 0:
             raise Fallback("the forward returns one number for the whole batch")
         if output.shape[0] != call.examples:
@@ -236,7 +236,8 @@ class Engine:
         ran: list[tuple[Plan, RunStatistics]],
     ) -> tuple[OcclusionMap, ...]:
         """The maps of all inputs; `ran` gets what made them."""
-        windows = sum(run.plan.grid.total for run in runs if run.is_read)
+        plans = [run.plan for run in runs if run.is_read]
+        windows = sum(plan.grid.total for plan in plans)
         setup = time.perf_counter() - started  # counted with the first input
         maps = []
         with progress(call, show_progress, windows) as advance:
@@ -246,7 +247,7 @@ class Engine:
                     maps.append(run.unread(setup + time.perf_counter() - began))
                     setup = 0.0
                     continue
-                made = make(approximation, run, advance)
+                made = make_maps(approximation, run, advance)
                 _wait(made.maps.scores)
                 check = time.perf_counter()
                 error = run.check(made.checked)

@@ -26,11 +26,11 @@ from ._approximate import (
     tuned,
 )
 from ._call import PREDICTED, ArgumentError, Call, OcclusionMap, Settings, make_call
-from ._engine import Engine, Fallback
+from ._engine import Engine
 from ._explain import Explanation, explain
 from ._kernels import calibration_of
 from ._plan import Plan
-from ._run import RunStatistics, naive_maps
+from ._run import Fallback, RunStatistics, naive_maps
 
 __all__ = ["KryptonFallbackWarning", "KryptonOcclusion"]
 

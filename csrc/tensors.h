@@ -37,7 +37,7 @@ inline bool is_packed(const Tensor& tensor, MemoryFormat format) {
   return result && fits(0);
 }
 
-// The rule of result_format in captum_krypton/_ops/_reference.py: what is both is contiguous.
+// The rule of result_format in captum_krypton/_kernels/reference.py: what is both is contiguous.
 inline MemoryFormat format_of(const Tensor& tensor) {
   if (tensor.dim() < 4 || tensor.is_contiguous() || tensor.stride(1) != 1) {
     return MemoryFormat::Contiguous;

@@ -11,7 +11,7 @@ from .drilldown import DrillDown
 from .libraries import check_libraries
 from .quality import ssim
 from .refine import Budget
-from .strategy import Windows, growing, make, only
+from .strategy import Windows, growing, make_maps, only
 from .tuning import THRESHOLDS, Tuning, as_grids, sample, torch_version, tuned
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "as_grids",
     "check_libraries",
     "growing",
-    "make",
+    "make_maps",
     "only",
     "sample",
     "ssim",

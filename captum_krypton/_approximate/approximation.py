@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from .._call import ArgumentError, Call
-from .._run import Compiled
+from .._run import CapturedModel
 from .drilldown import DrillDown
 from .libraries import check_libraries
 from .refine import LEAST_WINDOWS, Budget
@@ -89,9 +89,9 @@ class Approximation:
         if tuning is not None and tuning.grids != (asked := as_grids(call)):
             raise ArgumentError(f"tuning is for windows {tuning.grids}, not for {asked}")
 
-    def check_model(self, compiled: Compiled) -> None:
+    def check_model(self, model: CapturedModel) -> None:
         """Raises an `ArgumentError` where the threshold was tuned for another model."""
-        if self.tuning is not None and self.tuning.model != compiled.digest:
+        if self.tuning is not None and self.tuning.model != model.digest:
             raise ArgumentError(
                 "tuning is for another model, other weights, inputs of another shape or another "
                 f"PyTorch (then {self.tuning.torch}, now {torch_version()}): tune again"

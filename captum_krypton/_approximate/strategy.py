@@ -20,7 +20,7 @@ from .approximation import Approximation
 from .drilldown import drill_down
 from .refine import Growth, grow
 
-__all__ = ["Approximate", "Made", "Windows", "growing", "make", "only"]
+__all__ = ["Approximate", "Made", "Windows", "growing", "make_maps", "only"]
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Made:
     execution: Execution
 
 
-def make(approximation: Approximation, run: InputRun, advance: Callable[[int], None]) -> Made:
+def make_maps(approximation: Approximation, run: InputRun, advance: Callable[[int], None]) -> Made:
     """The maps of all images of an input.
 
     Args:

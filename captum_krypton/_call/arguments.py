@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .windows import WindowGrid
 
-__all__ = ["PREDICTED", "ArgumentError", "Call", "Predicted", "make_call"]
+__all__ = ["PREDICTED", "ArgumentError", "Call", "Predicted", "make_call", "signature"]
 
 
 class ArgumentError(AssertionError, ValueError):

@@ -1,4 +1,4 @@
-"""Compiled code runs eagerly while a forward function is looked at: its operators are seen.
+"""CapturedModel code runs eagerly while a forward function is looked at: its operators are seen.
 
 So does TorchScript, which runs other operators while it optimises.
 """

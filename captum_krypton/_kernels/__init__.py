@@ -1,15 +1,15 @@
 """Kernels and the machine that they run on.
 
 In: tensors, windows' offsets and extents. Out: patches; what operations cost here.
-One operator a module, named as its file in csrc: the schema, the wrapper and, in `reference`, a
-twin in plain torch. `rates`, `bounds`, `measure` and `calibrate` say what a machine's operations
-cost; `cuda_graph`, `arena` and `memory` drive a device.
+One operator a module, named as its file in csrc: the schema, the wrapper and a twin in plain torch,
+which is in `reference` for operators that read patches. `rates`, `bounds`, `measure` and `calibrate`
+say what a machine's operations cost; `cuda_graph`, `arena` and `memory` drive a device.
 
 May use: no other wing.
 """
 
 from .activation import ACTIVATIONS
-from .arena import arena, join
+from .arena import arena, cat_in_arena
 from .calibrate import calibration_of, rates_of
 from .convolution_block import convolution_block
 from .convolve_patches import (
@@ -50,13 +50,13 @@ __all__ = [
     "backend_info",
     "calibration_of",
     "capture_stream",
+    "cat_in_arena",
     "compiled_finish",
     "convolution_block",
     "convolve_patches",
     "fastest_finish",
     "gather_patches",
     "graph_settings",
-    "join",
     "join_block",
     "join_patches",
     "pack_weight",

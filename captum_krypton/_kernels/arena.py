@@ -12,7 +12,7 @@ from torch import Tensor
 from . import loader
 from .library import library
 
-__all__ = ["arena", "join"]
+__all__ = ["arena", "cat_in_arena"]
 
 library.define("use_arena(int bytes) -> ()")
 library.define("empty_block(SymInt[] shape, Tensor like) -> Tensor")
@@ -43,7 +43,7 @@ def arena(size: int) -> Iterator[None]:
         torch.ops.captum_krypton.use_arena.default(0)
 
 
-def join(tensors: list[Tensor], dim: int = 0) -> Tensor:
+def cat_in_arena(tensors: list[Tensor], dim: int = 0) -> Tensor:
     """`torch.cat`, into the arena's memory where the result is large."""
     first = tensors[0]
     like = all(t.dtype == first.dtype and t.dim() == first.dim() for t in tensors)

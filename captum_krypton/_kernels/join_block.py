@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .activation import scale_and_clamp
-from .arena import join
+from .arena import cat_in_arena
 from .library import library
 
 __all__ = ["join_block"]
@@ -19,7 +19,7 @@ library.define(
 def _join_block(
     tensors: list[Tensor], scale: Tensor | None, shift: Tensor | None, low: float, high: float
 ) -> Tensor:
-    return scale_and_clamp(join(tensors, 1), scale, shift, low, high)
+    return scale_and_clamp(cat_in_arena(tensors, 1), scale, shift, low, high)
 
 
 library.impl("join_block", _join_block, "CompositeExplicitAutograd")

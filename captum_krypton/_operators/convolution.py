@@ -55,7 +55,7 @@ class _Convolution(WindowRule):
         return own if self.residual is None else union([own, operands[self.residual]])
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
-        """Compiled kernels where there are, by Winograd's algorithm where that costs less."""
+        """CapturedModel kernels where there are, by Winograd's algorithm where that costs less."""
         if not self.can_have_kernel(means):
             return self._by_torch(boxes, means.rates)
         cells = [box.cells for box in boxes if box is not None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._capture import Node, ValueId
-from .._kernels import join, join_patches
+from .._kernels import cat_in_arena, join_patches
 from .rule import (
     Algorithm,
     Boxes,
@@ -49,7 +49,7 @@ class _Joining(PatchRule):
         return None if self._for_kernels else super().inherits()
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float | None]:
-        if not (means.kernels and self._for_kernels):
+        if not (means.cpu_kernels and self._for_kernels):
             return super().algorithm(boxes, means)
         cells = math.prod(float(box.cells.mean()) for box in boxes if box is not None)
         channels = self.view.shape(self.outputs[0])[1]
@@ -102,7 +102,7 @@ def concatenate(node: Node, view: View) -> Rule | None:
     known = _with_dims(view, sources, own)
     if stacked:
         return PatchRule(node, known, out)
-    joined = Node(join, node.args, node.kwargs, node.outputs)
+    joined = Node(cat_in_arena, node.args, node.kwargs, node.outputs)
     return _Joining(joined, known, out, sources) if along == 1 else PatchRule(joined, known, out)
 
 

@@ -96,15 +96,15 @@ class Means:
 
     Attributes:
         rates: seconds for the machine's operations.
-        kernels: whether float32 patches have the layout and the device of the compiled kernels.
+        cpu_kernels: whether float32 patches have the layout and the device of the compiled kernels.
         winograd: whether convolutions may run by Winograd's algorithm.
-        pools: whether patches have the layout and the device of a GPU's kernel for pooling.
+        gpu_pooling: whether patches have the layout and the device of a GPU's kernel for pooling.
     """
 
     rates: Rates
-    kernels: bool
+    cpu_kernels: bool
     winograd: bool
-    pools: bool = False
+    gpu_pooling: bool = False
 
 
 class Frame(Protocol):

@@ -74,7 +74,7 @@ class WindowRule(Rule):
     def can_have_kernel(self, means: Means) -> bool:
         """Whether a compiled kernel can read this operator's input where it lies."""
         float32 = self.view.graph.dtypes[self.source] is torch.float32
-        return means.kernels and float32 and self.dims == (2, 3)
+        return means.cpu_kernels and float32 and self.dims == (2, 3)
 
     def block(self, group: Group) -> Callable[[Frame], Tensor]:
         """Algorithm 1: the read-in block of every window."""
@@ -107,7 +107,7 @@ class _Pooling(WindowRule):
         if super().can_have_kernel(means):
             return True
         dtype = self.view.graph.dtypes[self.source]
-        return means.pools and self.dims == (2, 3) and dtype in POOLED_ON_GPUS
+        return means.gpu_pooling and self.dims == (2, 3) and dtype in POOLED_ON_GPUS
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         channels = self.view.shape(self.source)[1]

@@ -42,7 +42,7 @@ class Workload:
         """
         dtypes = self.analysis.graph.dtypes
         numbers = all(dtypes[v].is_floating_point for v in rule.outputs)
-        return self.means.kernels and rule.ragged and numbers
+        return self.means.cpu_kernels and rule.ragged and numbers
 
     def boxes(
         self,

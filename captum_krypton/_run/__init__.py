@@ -8,8 +8,8 @@ May use: plan, call, operators, capture, kernels.
 
 from .base import Base
 from .batches import RunStatistics
+from .captured_model import CapturedModel, ModelCache
 from .check import Stale
-from .compiled import CompileCache, Compiled
 from .execution import Execution
 from .few_windows import FewWindows
 from .group import Selection
@@ -18,12 +18,12 @@ from .naive import Fallback, naive_maps
 
 __all__ = [
     "Base",
-    "CompileCache",
-    "Compiled",
+    "CapturedModel",
     "Execution",
     "Fallback",
     "FewWindows",
     "InputRun",
+    "ModelCache",
     "RunStatistics",
     "Selection",
     "Stale",

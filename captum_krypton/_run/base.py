@@ -12,7 +12,9 @@ from .layout import in_layout, to_block
 
 __all__ = ["FILL", "Base"]
 
-FILL: ValueId = -1  # the key of a tensor that windows are filled with, among the base's values
+# The key of a tensor that windows are filled with, among the base's values. (-1 is an output that
+# nothing reads.)
+FILL: ValueId = -2
 
 
 class Base:
@@ -20,16 +22,17 @@ class Base:
 
     Attributes:
         kept: the values, and under `FILL` the tensor that windows are filled with, where it is one.
-        last: whether they are kept with channels last.
+        channels_last: whether they are kept with channels last.
     """
 
-    def __init__(self, kept: dict[ValueId, Tensor], last: bool) -> None:
-        self.kept, self.last = kept, last
+    def __init__(self, kept: dict[ValueId, Tensor], channels_last: bool) -> None:
+        self.kept, self.channels_last = kept, channels_last
         self._derived: dict[Hashable, tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def clone(self) -> Base:
         """The same values in memory that nothing else uses."""
-        return Base({value: tensor.clone() for value, tensor in self.kept.items()}, self.last)
+        kept = {value: tensor.clone() for value, tensor in self.kept.items()}
+        return Base(kept, self.channels_last)
 
     def load(self, other: Base) -> None:
         """Takes the values of another base of this shape, in the memory of its own ones."""
@@ -48,4 +51,6 @@ class Base:
 
     def block(self, value: ValueId, dims: Dims, tensor: Tensor) -> Tensor:
         """`tensor`, a constant or the value's base, as (N, channels, *axes), for the kernels."""
-        return self.derived((value, dims), lambda: in_layout(to_block(tensor, dims), self.last))
+        return self.derived(
+            (value, dims), lambda: in_layout(to_block(tensor, dims), self.channels_last)
+        )

@@ -70,7 +70,7 @@ class GroupRun:
 
     Args:
         material: what the windows are computed from.
-        plan: the plan of the group.
+        planned: the plan of the group.
         base: the base of the images.
         selected: which of the windows; None for all.
     """
@@ -78,12 +78,12 @@ class GroupRun:
     def __init__(
         self,
         material: Material,
-        plan: GroupPlan,
+        planned: GroupPlan,
         base: Base,
         selected: Selection | None = None,
     ) -> None:
         self.material = material
-        self.group = WindowGroup(material, plan, base, selected)
+        self.group = WindowGroup(material, planned, base, selected)
         self.order = self.group.order
         self.steps: list[tuple[Node, Step, tuple[ValueId, ...]]] = []
         self.readers: dict[ValueId, Callable[[Frame], Tensor]] = {}

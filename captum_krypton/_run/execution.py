@@ -8,10 +8,7 @@ from contextlib import closing, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from .._capture import ValueId
-from .._kernels import PackedWeight, arena, trim
-from .._operators import Algorithm
-from .._plan import Plan
+from .._kernels import arena, trim
 from .base import FILL, Base
 from .batches import Batches, GroupRun, RunStatistics
 from .group import Material, Selection
@@ -33,40 +30,30 @@ class Execution:
     """Runs of a plan over some images: all windows at once, or some of them at a time.
 
     Args:
-        plan: the plan.
-        constants: from `prepare_constants`.
+        material: what the windows are computed from.
         inputs: the batched inputs, each (N, ...).
         baseline: what the windows are filled with: a number, or a tensor of shape (1, ...) or
             (N, ...) that has the occluded input's shape otherwise.
         outcome: from output rows and their image numbers to the outcome rows that are kept.
-        last: whether activations are kept with channels last.
-        packs: weights in the kernels' order, by value and algorithm; missing ones are put there.
         on_base: told the graph's output for the untouched images, before any window is run.
         replays: groups that are kept from run to run, so that their batches can be replayed; None
             where every batch is run by its operators.
-        compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        constants: dict[ValueId, Tensor],
+        material: Material,
         inputs: tuple[Tensor, ...],
         baseline: Tensor | float,
         outcome: Outcome,
         *,
-        last: bool,
-        packs: dict[tuple[ValueId, Algorithm], PackedWeight] | None = None,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
         replays: ReplayCache | None = None,
-        compiles: bool = False,
     ) -> None:
-        self.plan, self.inputs, self.baseline, self.outcome = plan, inputs, baseline, outcome
-        fill = None if isinstance(baseline, Tensor) else baseline
-        packs = {} if packs is None else packs
-        self.material = Material(plan, constants, packs, fill, last, compiles)
+        self.material, self.plan = material, material.plan
+        self.inputs, self.baseline, self.outcome = inputs, baseline, outcome
         self.on_base, self.replays = on_base, replays
-        self.statistics = RunStatistics(batch_size=plan.batch_size)
+        self.statistics = RunStatistics(batch_size=self.plan.batch_size)
         self.images = inputs[0].shape[0]
         self._memory_held = False
 
@@ -97,7 +84,7 @@ class Execution:
 
     def materialise(self, images: slice) -> Base:
         """The base of some images, for this plan and others of its analysis."""
-        analysis, last = self.plan.analysis, self.material.last
+        analysis, last = self.plan.analysis, self.material.channels_last
         inputs = tuple(in_layout(t[images], last) for t in self.inputs)
         output, kept = run_graph(analysis.graph, self.material.constants, inputs, analysis.kept)
         self.on_base(images, output)

@@ -34,7 +34,7 @@ class Material:
         constants: from `prepare_constants`.
         packs: weights in the kernels' order, by value and algorithm; missing ones are put there.
         fill: what the windows are filled with; None where the base has a tensor for that.
-        last: whether activations are kept with channels last.
+        channels_last: whether activations are kept with channels last.
         compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
     """
 
@@ -42,7 +42,7 @@ class Material:
     constants: dict[ValueId, Tensor]
     packs: dict[tuple[ValueId, Algorithm], PackedWeight]
     fill: float | None
-    last: bool
+    channels_last: bool
     compiles: bool = False
 
     @cached_property
@@ -69,7 +69,7 @@ class WindowGroup:
 
     Args:
         material: what the windows are computed from.
-        group: the plan of the group.
+        planned: the plan of the group.
         base: the base of the images.
         selected: which of the windows; None for all.
     """
@@ -77,11 +77,11 @@ class WindowGroup:
     def __init__(
         self,
         material: Material,
-        group: GroupPlan,
+        planned: GroupPlan,
         base: Base,
         selected: Selection | None = None,
     ) -> None:
-        self.material, self.group, self.base = material, group, base
+        self.material, self.planned, self.base = material, planned, base
         self.plan, self.analysis = material.plan, material.plan.analysis
         self.graph = self.analysis.graph
         original = base.kept[self.analysis.occluded]
@@ -106,7 +106,7 @@ class WindowGroup:
         counts = plan.grid.counts
         ranges: list[Any] = [np.arange(images)]
         ranges += [np.arange(counts[d]) for d in plan.others]
-        ranges += [np.arange(s.start, s.stop) for s in self.group.segments]
+        ranges += [np.arange(s.start, s.stop) for s in self.planned.segments]
         mesh = [m.reshape(-1) for m in np.meshgrid(*ranges, indexing="ij")]
         where = dict(zip((*plan.others, *plan.axes), mesh[1:], strict=True))
         order = mesh[0]
@@ -121,18 +121,18 @@ class WindowGroup:
         self.other = {d: where[d] for d in plan.others}
         self.position = [
             where[dim] - segment.start
-            for dim, segment in zip(plan.axes, self.group.segments, strict=True)
+            for dim, segment in zip(plan.axes, self.planned.segments, strict=True)
         ]
 
     # --- what rules ask for
     def boxes(self, value: ValueId) -> Boxes:
-        return self.group.boxes[value]
+        return self.planned.boxes[value]
 
     def algorithm(self, value: ValueId) -> Algorithm:
-        return self.group.algorithms[value]
+        return self.planned.algorithms[value]
 
     def positions(self, axis: int) -> int:
-        segment = self.group.segments[axis]
+        segment = self.planned.segments[axis]
         return int(segment.stop) - int(segment.start)
 
     def per_row(self, axis: int, table: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from .._call import (
 from .._kernels import backend_info
 from .._plan import Plan
 from .batches import RunStatistics
+from .captured_model import CapturedModel
 from .check import Noise, checked_windows, rounding_of
-from .compiled import Compiled
 from .execution import Execution
 from .naive import Fallback, naive_scores
 
@@ -37,13 +37,13 @@ class Untouched:
     """The model as it is now, and what it makes of the untouched inputs.
 
     Attributes:
-        compiled: the captured model.
+        model: the captured model.
         output: the forward function's output.
         reference: the outcome, by `target`.
         target: Captum's target.
     """
 
-    compiled: Compiled
+    model: CapturedModel
     output: Tensor
     reference: Tensor
     target: Any
@@ -74,7 +74,7 @@ class InputRun:
         timed: bool = False,
     ) -> None:
         self.forward, self.call, self.position = forward, call, position
-        self.compiled, self.untouched = untouched.compiled, untouched
+        self.model, self.untouched = untouched.model, untouched
         self.settings, self.threshold, self.timed = settings, threshold, timed
         self.grid, self.device = call.grids[position], call.inputs[position].device
         self._noise = Noise(untouched.output, self._outcome, self._rounding)
@@ -82,35 +82,32 @@ class InputRun:
     @property
     def is_read(self) -> bool:
         """Whether the outcome depends on this input."""
-        return self.compiled.reads[self.position]
+        return self.model.reads[self.position]
 
     @cached_property
     def plan(self) -> Plan:
         """The plan with the threshold."""
-        return self.compiled.plan_of(self.call, self.position, self.settings, self.threshold)
+        return self.model.plan_of(self.call, self.position, self.settings, self.threshold)
 
     @cached_property
     def exact_plan(self) -> Plan:
         """The plan without a threshold."""
         if self.threshold == 1:
             return self.plan
-        return self.compiled.plan_of(self.call, self.position, self.settings)
+        return self.model.plan_of(self.call, self.position, self.settings)
 
     def execution(self, plan: Plan) -> Execution:
         """What runs the windows by a plan."""
-        call, compiled, target = self.call, self.compiled, self.untouched.target
+        call, model, target = self.call, self.model, self.untouched.target
         replayed = self.settings.cuda_graphs and self.device.type == "cuda" and not self.timed
+        baseline = self._baseline()
         execution = Execution(
-            plan,
-            compiled.constants,
+            model.material(plan, baseline, self.settings.compile_pointwise),
             tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
-            self._baseline(),
+            baseline,
             lambda rows, image: _select_targets(rows, row_target(target, image)),
-            last=compiled.last,
-            packs=compiled.packs,
             on_base=self._noise.see,
-            replays=compiled.replays if replayed else None,
-            compiles=self.settings.compile_pointwise,
+            replays=model.replays if replayed else None,
         )
         if self.timed and self.device.type == "cuda":
             execution.statistics.wait = torch.cuda.synchronize
@@ -149,7 +146,7 @@ class InputRun:
 
         Windows are checked where they are exact: by the plan without a threshold.
         """
-        if not self.settings.self_check or self._check_key in self.compiled.checked:
+        if not self.settings.self_check or self._check_key in self.model.checked:
             return []
         return checked_windows(self.grid.counts)
 
@@ -184,7 +181,7 @@ class InputRun:
                 f"the first map differs from the forward function by {error:.3g} at windows "
                 f"{self.checking} (allowed: {allowed:.3g})"
             )
-        self.compiled.checked.add(self._check_key)
+        self.model.checked.add(self._check_key)
         return error
 
     # --- maps

@@ -12,14 +12,14 @@ from .layout import in_layout
 __all__ = ["prepare_constants", "run_graph", "store"]
 
 
-def prepare_constants(graph: Graph, last: bool) -> dict[ValueId, Tensor]:
+def prepare_constants(graph: Graph, channels_last: bool) -> dict[ValueId, Tensor]:
     """The graph's constants with convolution weights in the layout of the activations."""
     constants = dict(graph.constants)
     for node in graph.nodes:
         if node.name == "aten.convolution":
             weight = node.operands()[1]
             if weight in constants:
-                constants[weight] = in_layout(constants[weight].detach(), last)
+                constants[weight] = in_layout(constants[weight].detach(), channels_last)
     return constants
 
 

@@ -8,19 +8,19 @@ from torch import Tensor
 from .._kernels import CHANNELS_LAST
 from .._operators import Dims
 
-__all__ = ["channels_last", "from_block", "in_layout", "to_block"]
+__all__ = ["from_block", "in_layout", "prefers_channels_last", "to_block"]
 
 
-def channels_last(tensor: Tensor) -> bool:
+def prefers_channels_last(tensor: Tensor) -> bool:
     """Whether kernels for tensors of this kind are faster with channels last."""
     if tensor.device.type == "cpu":
         return tensor.dtype in (torch.float32, torch.bfloat16)
     return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
 
 
-def in_layout(tensor: Tensor, last: bool) -> Tensor:
+def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
     """The tensor, contiguous with its channels last or first."""
-    memory_format = CHANNELS_LAST.get(tensor.dim()) if last else None
+    memory_format = CHANNELS_LAST.get(tensor.dim()) if channels_last else None
     if memory_format is None:
         return tensor.contiguous()
     return tensor.contiguous(memory_format=memory_format)

@@ -39,7 +39,7 @@ class OccludedPatches:
             zip(plan.axes, group.boxes(self.value), strict=True)
         ):
             assert box is not None
-            window = plan.grid.along(dim).segment(group.group.segments[axis])
+            window = plan.grid.along(dim).segment(group.planned.segments[axis])
             cell = box.offset[:, None] + np.arange(box.size)
             inside = (cell >= window.start[:, None]) & (cell < window.stop[:, None])
             if not inside.all():
@@ -63,7 +63,7 @@ class OccludedPatches:
             fill = torch.full(
                 (batch.rows, *sizes[1:]), number, dtype=like.dtype, device=like.device
             )
-            fill = in_layout(fill, group.material.last)
+            fill = in_layout(fill, group.material.channels_last)
         if not self.masks:
             return fill
         mask: Tensor | None = None
@@ -71,4 +71,5 @@ class OccludedPatches:
             part = along(batch.of(table), dim, fill.dim())
             mask = part if mask is None else mask & part
         assert mask is not None
-        return in_layout(torch.where(mask, fill, self.original(batch)), group.material.last)
+        patches = torch.where(mask, fill, self.original(batch))
+        return in_layout(patches, group.material.channels_last)

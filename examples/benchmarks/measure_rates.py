@@ -2,8 +2,8 @@
 
     python examples/benchmarks/measure_rates.py --minutes 3 --threads 1 2
 
-Prints the least of each rate as an entry of `KNOWN` in captum_krypton/_rates.py. Whatever else the
-machine does only makes a rate larger: the longer this runs, the less of that is in it.
+Prints the least of each rate as an entry of `KNOWN` in captum_krypton/_kernels/rates.py. Whatever
+else the machine does only makes a rate larger: the longer this runs, the less of that is in it.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ from captum_krypton._operators import Kind, Means
 from captum_krypton._operators.regions import Reach, crop, window_reach
 from captum_krypton._plan.plan import Plan
 from captum_krypton._run.execution import Execution
+from captum_krypton._run.group import Material
 from captum_krypton._run.interpreter import prepare_constants, run_graph, store
-from captum_krypton._run.layout import channels_last
+from captum_krypton._run.layout import prefers_channels_last
 from captum_krypton._run.naive import occluded_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -83,10 +84,10 @@ def compare(case: Case, threshold: float, means: Means, dtype: torch.dtype, erro
     call = called(image, case.sliding_window_shapes, case.strides)
     with torch.no_grad():
         plan = patched(network, call, means=means, threshold=threshold, fuse=means is KERNELS)
-        constants = prepare_constants(plan.analysis.graph, channels_last(image))
-        run = Execution(
-            plan, constants, (image,), 0.0, lambda rows, _: rows, last=channels_last(image)
-        )
+        last = prefers_channels_last(image)
+        constants = prepare_constants(plan.analysis.graph, last)
+        material = Material(plan, constants, {}, 0.0, last)
+        run = Execution(material, (image,), 0.0, lambda rows, _: rows)
         scores = run.run(lambda rows: None)[0]
         for number in {0, plan.grid.total // 3, plan.grid.total // 2, plan.grid.total - 1}:
             index = np.unravel_index(number, plan.grid.counts)

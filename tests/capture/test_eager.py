@@ -1,4 +1,4 @@
-"""Compiled code is run eagerly while it is recorded, and no longer."""
+"""CapturedModel code is run eagerly while it is recorded, and no longer."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_krypton._kernels import arena, join
+from captum_krypton._kernels import arena, cat_in_arena
 from captum_krypton._kernels.loader import has_kernels
 
 pytestmark = pytest.mark.skipif(not has_kernels(), reason="there are no compiled kernels")
@@ -117,9 +117,9 @@ def test_join_is_cat(dim: int, last: bool) -> None:
     if last:
         parts = [part.to(memory_format=torch.channels_last) for part in parts]
     with arena(1 << 26):
-        joined = join(parts, dim)
+        joined = cat_in_arena(parts, dim)
         assert torch.equal(joined, torch.cat(parts, dim))
         assert joined.is_contiguous(memory_format=torch.channels_last) == last
         small = [torch.ones(2), torch.ones(3, dtype=torch.float64)]
-        assert torch.equal(join(small), torch.cat(small))
-        assert torch.equal(join([parts[0], torch.empty(0)]), parts[0])  # as torch has it
+        assert torch.equal(cat_in_arena(small), torch.cat(small))
+        assert torch.equal(cat_in_arena([parts[0], torch.empty(0)]), parts[0])  # as torch has it

@@ -18,7 +18,7 @@ from captum_krypton import KryptonOcclusion
 from captum_krypton._kernels import POOLED_ON_GPUS, Patches, panel_size, pool_patches, reference
 from captum_krypton._kernels.rates import GUESSED_OF_GPUS
 from captum_krypton._operators import Means
-from captum_krypton._run.compiled import Compiled
+from captum_krypton._run.captured_model import CapturedModel
 
 
 def for_cuda(
@@ -118,8 +118,8 @@ def test_maps_that_pool_in_place_as_on_a_gpu(
     """All operators are PyTorch's but for the pooling, on patches and on whole volumes."""
     if panel_size() == 0:
         pytest.skip("the compiled kernels are not here")
-    means = Means(GUESSED_OF_GPUS, kernels=False, winograd=False, pools=True)
-    monkeypatch.setattr(Compiled, "_means", lambda self, device, winograd: means)
+    means = Means(GUESSED_OF_GPUS, cpu_kernels=False, winograd=False, gpu_pooling=True)
+    monkeypatch.setattr(CapturedModel, "_means", lambda self, device, winograd: means)
     model, x = pooling_network(pooling), torch.randn(2, 3, 16, 16)
     windows: Any = {"sliding_window_shapes": (3, window, window), "strides": (3, 1, 1), "target": 1}
     expected = Occlusion(model).attribute(x, **windows)

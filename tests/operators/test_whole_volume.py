@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from captum_krypton import KryptonOcclusion
 from captum_krypton._kernels import panel_size
 from captum_krypton._kernels.rates import GUESSED
-from captum_krypton._run import compiled
+from captum_krypton._run import captured_model
 
 
 @pytest.fixture(autouse=True)
 def free_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans patches, as for a large network."""
     rates = replace(GUESSED, call=0.0, kernel=0.0, element=0.0)
-    monkeypatch.setattr(compiled, "rates_of", lambda device: rates)
+    monkeypatch.setattr(captured_model, "rates_of", lambda device: rates)
 
 
 class GateFirst(nn.Module):

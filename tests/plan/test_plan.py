@@ -22,7 +22,7 @@ from captum_krypton._plan.batch_size import Room
 from captum_krypton._plan.plan import Plan
 from captum_krypton._plan.segments import Segmenter
 from captum_krypton._plan.workload import Workload
-from captum_krypton._run.compiled import Compiled
+from captum_krypton._run.captured_model import CapturedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
@@ -174,7 +174,7 @@ def test_whole_volumes_where_patches_would_cost_more(window: int, incremental: b
         nn.ConvTranspose2d(3, 8, 5, stride=3, padding=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     call = called(torch.rand(1, 3, 20, 20), (3, window, window), (3, window, window))
-    plan = Compiled(network, call).plan(call, 0, room=Room(ROOM, 1 << 26, 64), winograd=True)
+    plan = CapturedModel(network, call).plan(call, 0, room=Room(ROOM, 1 << 26, 64), winograd=True)
     assert plan.incremental is incremental
     assert bool(plan.reasons) is not incremental
 

@@ -18,7 +18,7 @@ from captum_krypton._kernels import panel_size
 from captum_krypton._operators import Algorithm
 from captum_krypton._plan import Room
 from captum_krypton._run import batches, group
-from captum_krypton._run.compiled import Compiled
+from captum_krypton._run.captured_model import CapturedModel
 from captum_krypton._run.execution import Execution
 
 
@@ -31,16 +31,14 @@ def execution(
     baseline: Any = 0.0,
     winograd: bool = True,
 ) -> Execution:
-    compiled = Compiled(network, call)
-    plan = compiled.plan(call, 0, room=Room(budget, 1 << 26, most), winograd=winograd)
+    model = CapturedModel(network, call)
+    plan = model.plan(call, 0, room=Room(budget, 1 << 26, most), winograd=winograd)
     assert plan.incremental
     return Execution(
-        plan,
-        compiled.constants,
+        model.material(plan, baseline),
         call.inputs,
         baseline,
         lambda rows, image: rows,
-        last=compiled.last,
     )
 
 

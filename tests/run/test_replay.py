@@ -25,7 +25,7 @@ from captum_krypton._kernels import cuda_graph
 from captum_krypton._plan import Plan, Room
 from captum_krypton._run import replay, replay_cache
 from captum_krypton._run.base import Base
-from captum_krypton._run.compiled import Compiled
+from captum_krypton._run.captured_model import CapturedModel
 from captum_krypton._run.execution import Execution
 from captum_krypton._run.input_run import InputRun
 from captum_krypton._run.replay_cache import ReplayCache
@@ -44,19 +44,16 @@ class Runs:
     """Runs of one plan that share what is resident."""
 
     def __init__(self, network: nn.Module, call: Any, most: int) -> None:
-        self.compiled = Compiled(network, call)
-        self.plan = self.compiled.plan(call, 0, room=Room(1 << 30, 1 << 26, most), winograd=True)
+        self.model = CapturedModel(network, call)
+        self.plan = self.model.plan(call, 0, room=Room(1 << 30, 1 << 26, most), winograd=True)
         self.cache = ReplayCache()
 
     def execution(self, images: Tensor, baseline: Any = 0.0) -> Execution:
         return Execution(
-            self.plan,
-            self.compiled.constants,
+            self.model.material(self.plan, baseline),
             (images,),
             baseline,
             lambda rows, image: rows,
-            last=self.compiled.last,
-            packs=self.compiled.packs,
             replays=self.cache,
         )
 
@@ -234,7 +231,7 @@ def test_any_network_can_be_captured(model: nn.Module) -> None:
 
     def with_graphs(run: InputRun, plan: Plan) -> Execution:
         execution = made(run, plan)
-        execution.replays = run.compiled.replays
+        execution.replays = run.model.replays
         return execution
 
     with pytest.MonkeyPatch.context() as patch:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._kernels.rates import GUESSED
-from captum_krypton._run import compiled
+from captum_krypton._run import captured_model
 
 AT_ONCE = 32  # windows at a time for Captum, where the question leaves it open
 
@@ -51,7 +51,7 @@ def krypton(draw: Draw, forward: Callable[..., Any]) -> Iterator[KryptonOcclusio
     winograd_free = replace(GUESSED, product=1e-15, transform=1e-15)
     rates = draw(st.sampled_from([GUESSED, calls_free, winograd_free]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "rates_of", lambda device: rates)
+        patch.setattr(captured_model, "rates_of", lambda device: rates)
         yield KryptonOcclusion(
             forward,
             memory_budget=draw(st.sampled_from([None, 10_000, 300_000])),

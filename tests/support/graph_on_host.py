@@ -50,14 +50,14 @@ def memory(tensor: Tensor) -> int:
 
 
 class HostPool:
-    """Stands in for `captum_krypton._kernels.cuda_graph.Pool`: memory is the host's."""
+    """Stands in for `captum_krypton._kernels.cuda_graph.GraphPool`: memory is the host's."""
 
     def __init__(self) -> None:
         self.usable = True
 
 
 class HostGraph(Generic[T]):
-    """Stands in for `captum_krypton._kernels.cuda_graph.Graph`, with the same arguments.
+    """Stands in for `captum_krypton._kernels.cuda_graph.CudaGraph`, with the same arguments.
 
     A replay runs every operator on the tensors of the capture, whatever they hold by now, and
     writes its result over the first one. Nothing of Python runs again.

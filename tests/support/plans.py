@@ -24,9 +24,9 @@ def called(inputs: Tensor, window: Any, strides: Any, baselines: Any = 0) -> Cal
     return make_call(inputs, window, strides, baselines, 0, None, None)
 
 
-TORCH = Means(GUESSED, kernels=False, winograd=False)
-KERNELS = Means(GUESSED, kernels=True, winograd=True)
-FREE_CALLS = Means(replace(GUESSED, call=0.0, kernel=0.0), kernels=False, winograd=False)
+TORCH = Means(GUESSED, cpu_kernels=False, winograd=False)
+KERNELS = Means(GUESSED, cpu_kernels=True, winograd=True)
+FREE_CALLS = Means(replace(GUESSED, call=0.0, kernel=0.0), cpu_kernels=False, winograd=False)
 
 
 def patched(

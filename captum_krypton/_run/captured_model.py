@@ -9,22 +9,24 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._call import Call, Settings, signature
 from .._capture import BatchInt, NotCapturable, ValueId, captured, current_state, simplified
 from .._kernels import PackedWeight, backend_info, panel_size, rates_of, trim
 from .._operators import Algorithm, Means
 from .._plan import Analysis, Plan, Room, analyse, fused, make_plan
+from .group import Material
 from .interpreter import prepare_constants
-from .layout import channels_last
+from .layout import prefers_channels_last
 from .replay_cache import ReplayCache
 
-__all__ = ["CompileCache", "Compiled"]
+__all__ = ["CapturedModel", "ModelCache"]
 
 _KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
 
 
-class Compiled:
+class CapturedModel:
     """A model captured for one kind of input."""
 
     def __init__(self, forward: Callable[..., Any], call: Call) -> None:
@@ -33,8 +35,8 @@ class Compiled:
         if any(isinstance(s, BatchInt) for s in self.graph.shapes[self.graph.output][1:]):
             raise NotCapturable("the outcome's shape depends on the batch size")
         first = call.inputs[0]
-        self.last = channels_last(first)
-        self.constants = prepare_constants(self.graph, self.last)
+        self.channels_last = prefers_channels_last(first)
+        self.constants = prepare_constants(self.graph, self.channels_last)
         self.graph.constants = self.constants  # else every weight is there in two layouts
         self.replays = ReplayCache(len(call.inputs))
         self._budgets: dict[torch.device, int] = {}
@@ -105,6 +107,17 @@ class Compiled:
             self._plans[key] = min(plans, key=lambda plan: plan.seconds)
         return self._plans[key]
 
+    def material(self, plan: Plan, baseline: Tensor | float, compiles: bool = False) -> Material:
+        """What the windows of a plan are computed from.
+
+        Args:
+            plan: the plan.
+            baseline: what windows are filled with.
+            compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
+        """
+        fill = None if isinstance(baseline, Tensor) else baseline
+        return Material(plan, self.constants, self.packs, fill, self.channels_last, compiles)
+
     def _crops(self, position: int, axes: tuple[int, ...], incremental: bool) -> bool:
         """Whether there are operators whose changes a threshold could crop."""
         rules = self._analysis(position, axes, incremental).rules
@@ -121,12 +134,13 @@ class Compiled:
         return self._analyses[key]
 
     def _means(self, device: torch.device, winograd: bool) -> Means:
-        kernels = self.last and device.type == "cpu" and panel_size() > 0
-        pools = self.last and device.type == "cuda" and backend_info("cuda").name == "cuda"
+        kernels = self.channels_last and device.type == "cpu" and panel_size() > 0
+        on_gpu = self.channels_last and device.type == "cuda"
+        pools = on_gpu and backend_info("cuda").name == "cuda"
         return Means(rates_of(device), kernels, winograd, pools)
 
 
-class CompileCache:
+class ModelCache:
     """The latest captures of one forward function.
 
     A capture is used as long as nothing that it depends on has changed: parameters, buffers,
@@ -134,14 +148,14 @@ class CompileCache:
     """
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[Any, ...], Compiled] = OrderedDict()
+        self._entries: OrderedDict[tuple[Any, ...], CapturedModel] = OrderedDict()
         self._refusals: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {}
 
     def knows(self, key: tuple[Any, ...]) -> bool:
         """Whether a capture was made or refused for the kind of input with this `signature`."""
         return key in self._entries or key in self._refusals
 
-    def get(self, forward: Callable[..., Any], call: Call, *, renew: bool = False) -> Compiled:
+    def get(self, forward: Callable[..., Any], call: Call, *, renew: bool = False) -> CapturedModel:
         """The model captured for this kind of input.
 
         Args:
@@ -154,23 +168,23 @@ class CompileCache:
         """
         key = signature(call)
         if not renew and key in self._entries:
-            compiled = self._entries[key]
-            if compiled.capture.is_current(forward):
+            model = self._entries[key]
+            if model.capture.is_current(forward):
                 self._entries.move_to_end(key)
-                return compiled
+                return model
         self._entries.pop(key, None)
         reason, state = self._refusals.get(key, ("", None))
         if reason and state == current_state(forward, ()):
             raise NotCapturable(reason)
         try:
-            compiled = Compiled(forward, call)
+            model = CapturedModel(forward, call)
         except NotCapturable as refusal:
             self._refusals[key] = (str(refusal), current_state(forward, ()))
             raise
-        self._entries[key] = compiled
+        self._entries[key] = model
         while len(self._entries) > _KEPT:
             self._entries.popitem(last=False)
-        return compiled
+        return model
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
