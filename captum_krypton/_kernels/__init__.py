@@ -2,8 +2,8 @@
 
 In: tensors, windows' offsets and extents. Out: patches; what operations cost here.
 One operator a module, named as its file in csrc: the schema, the wrapper and a twin in plain torch,
-which is in `reference` for operators that read patches. `rates`, `bounds`, `measure` and `calibrate`
-say what a machine's operations cost; `cuda_graph`, `arena` and `memory` drive a device.
+which is in `reference` for operators that read patches. `rates`, `bounds`, `measure` and
+`calibrate` say what a machine's operations cost; `cuda_graph`, `arena` and `memory` drive a device.
 
 May use: no other wing.
 """
