@@ -12,9 +12,7 @@ from torch import Tensor
 
 from .._capture import Node, ValueId
 from .._operators import Frame, Kind, Step, same_boxes, whole_step
-from .._plan import GroupPlan
-from .base import Base
-from .group import Material, Selection, WindowGroup
+from .group import WindowGroup
 from .head import Clock, untimed
 from .interpreter import store
 from .occluded import OccludedPatches
@@ -66,31 +64,17 @@ class Batch:
 
 
 class GroupRun:
-    """A group's windows, and the steps that compute them.
+    """The steps that compute the windows of a group, and the batches that they run in."""
 
-    Args:
-        material: what the windows are computed from.
-        planned: the plan of the group.
-        base: the base of the images.
-        selected: which of the windows; None for all.
-    """
-
-    def __init__(
-        self,
-        material: Material,
-        planned: GroupPlan,
-        base: Base,
-        selected: Selection | None = None,
-    ) -> None:
-        self.material = material
-        self.group = WindowGroup(material, planned, base, selected)
+    def __init__(self, group: WindowGroup) -> None:
+        self.group, self.material = group, group.material
         self.order = self.group.order
         self.steps: list[tuple[Node, Step, tuple[ValueId, ...]]] = []
         self.readers: dict[ValueId, Callable[[Frame], Tensor]] = {}
         if len(self.order):
-            self.occluded = OccludedPatches(self.group)
+            self.occluded = OccludedPatches(group)
             self.steps = list(self._steps())
-            self.readers = {v: self.group.whole(v) for v in material.frontier}
+            self.readers = {v: group.whole(v) for v in group.material.frontier}
 
     def _steps(self) -> Iterator[tuple[Node, Step, tuple[ValueId, ...]]]:
         group, analysis = self.group, self.group.analysis

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._kernels import arena, trim
 from .base import FILL, Base
 from .batches import Batches, GroupRun, RunStatistics
-from .group import Material, Selection
+from .group import Material, Selection, WindowGroup
 from .head import Head
 from .interpreter import run_graph
 from .layout import in_layout
@@ -133,7 +133,8 @@ class Execution:
         for number, group in enumerate(self.plan.groups):
             if number:
                 trim()  # patches of another size follow
-            yield GroupRun(self.material, group, base, selected).batches(self.statistics)
+            windows = WindowGroup(self.material, group, base, selected)
+            yield GroupRun(windows).batches(self.statistics)
 
     def _finish(self, images: slice, collected: _Collected) -> Callable[[Tensor, Tensor], None]:
         def finish(output: Tensor, order: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from .._kernels import GraphPool, graph_settings
 from .base import FILL, Base
 from .batches import Batches, GroupRun, RunStatistics, out_of_memory
-from .group import Material
+from .group import Material, WindowGroup
 from .replay import ReplayedGroup
 
 __all__ = ["ReplayCache", "Replays"]
@@ -27,7 +27,7 @@ class Replays:
         self.material = material  # alive, as its plan's identity is in the key
         self.base, pool = base.clone(), GraphPool()
         self.groups = [
-            ReplayedGroup(GroupRun(material, group, self.base), pool)
+            ReplayedGroup(GroupRun(WindowGroup(material, group, self.base)), pool)
             for group in material.plan.groups
         ]
         self.runs = 0
