@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,24 @@ def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks
     assert set(curves) == {"windows", "image side", "window side"}
     assert all(p["seconds"] > 0 < p["captum_seconds"] for points in curves.values() for p in points)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None) -> None:
+    import volumes
+
+    small = replace(volumes.QUESTIONS["m5"], shape=(1, 6000))
+    monkeypatch.setitem(volumes.QUESTIONS, "m5", small)
+    arguments = ["--networks", "m5", "--rounds=1", "--sample=2", f"--json-folder={tmp_path}"]
+    volumes.main(arguments)
+    (file,) = tmp_path.iterdir()
+    made = json.loads(file.read_text())
+    assert made["windows"] == 57 and made["path"] == "incremental"
+    assert made["largest_difference"] < 1e-4
+    assert made["seconds"] > 0 < made["captum_seconds"]
+    written = file.stat().st_mtime_ns
+    volumes.main(arguments)
+    assert file.stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
