@@ -20,10 +20,10 @@ from _shared import build_network, load_image, to_input
 from torch import Tensor, nn
 
 from captum_krypton import PREDICTED
-from captum_krypton._approximate.strategy import Approximation
-from captum_krypton._call.arguments import Call, make_call
+from captum_krypton._approximate import Approximation
+from captum_krypton._call import Call, Settings, make_call
 from captum_krypton._engine import Engine
-from captum_krypton._plan.plan import Plan
+from captum_krypton._plan import Plan
 from captum_krypton._run.interpreter import run_graph
 
 Patch = tuple[tuple[int, int], ...]  # first cell and cells, along each window axis
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (3, options.stride, options.stride),
         *(None, PREDICTED, None, None),
     )
-    engine = Engine(network, None, True, True)
+    engine = Engine(network, Settings())
     plans = {
         threshold: engine.plans(call, Approximation(threshold))[0]
         for threshold in (1.0, options.threshold)
