@@ -87,7 +87,9 @@ def test_an_import_goes_on_after_an_interrupt(
         "whole = True\n"
     )
     program = (
+        "import signal\n"
         "from captum_krypton._capture import eager\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n"
         "    eager._import_whole('slow_to_import')\n"
         "    print('not interrupted')\n"
