@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import Draw
-from patches import EPSILON, counted, extents, numbers, patches
+from patches import EPSILON, Size, counted, extents, naive_taps, numbers, offsets, patches, sizes
 from torch import Tensor
 
 from captum_krypton._kernels import (
@@ -27,6 +27,7 @@ from captum_krypton._kernels import (
     panel_size,
     reference,
 )
+from captum_krypton._kernels.formats import is_channels_last
 
 # By their formulas, number by number: what PyTorch's vectors make of infinity, and how exact they
 # are, depends on the processor.
@@ -52,9 +53,9 @@ class Case:
     read_offset: Tensor
     weight: Tensor
     bias: Tensor | None
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    size: Size
+    stride: Size
+    dilation: Size
     residual: Patches | None
     output_offset: Tensor
     low: float
@@ -118,6 +119,17 @@ class Case:
             ACTIVATIONS.index(self.activation),
         )
 
+    def by_loop(self) -> Tensor:
+        """The convolution alone, cell by cell, in float64."""
+        windows, groups = len(self.read_offset), self.groups
+        out = torch.zeros(windows, len(self.weight), *self.size, dtype=torch.float64)
+        weight = self.weight.double().flatten(2).unflatten(0, (groups, -1))
+        geometry = (tuple(self.weight.shape[2:]), self.stride, self.dilation)
+        for cell, taps in naive_taps(self.source, self.read_offset, self.size, *geometry):
+            read = taps.flatten(2).unflatten(1, (groups, -1))
+            out[(..., *cell)] = torch.einsum("bgct,gkct->bgk", read, weight).flatten(1)
+        return out
+
     def magnitude(self) -> float:
         """A bound on the numbers that are summed: errors are in proportion to it."""
         parts = (self.source.base, self.source.patch)
@@ -125,10 +137,13 @@ class Case:
         return 1 + largest * self.weight.abs().flatten(1).sum(1).max().item()
 
 
+MOST = {1: 17, 2: 11, 3: 5}  # cells of an output along an axis, by the window axes
+
+
 @st.composite
 def cases(draw: Draw) -> Case:
     """Geometries of every kind; what a plan would never ask is as good a test."""
-    noise = numbers(draw)
+    noise, axes = numbers(draw), draw(st.integers(1, 3))
     kinds = ["direct", "direct", "grouped", "depthwise", "winograd", "winograd"]
     kind = draw(st.sampled_from(kinds))
     windows, images = draw(st.integers(0, 5)), draw(st.integers(1, 3))
@@ -138,36 +153,36 @@ def cases(draw: Draw) -> Case:
     if kind == "grouped":
         groups = draw(st.integers(2, 5))
         channels, out_channels = groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 20))
-    stride, dilation = (1, 1), (1, 1)
+    stride = dilation = (1,) * axes
     if kind == "winograd":
-        taps = st.tuples(st.integers(1, 9), st.integers(1, 9)).filter(lambda both: max(both) > 1)
+        taps = sizes(min(axes, 2), 1, 9).filter(lambda all: max(all) > 1)
         flat = st.permutations([1, draw(st.integers(2, 9))]).map(tuple)
-        kernel = draw(st.just((3, 3)) | taps | flat)
+        kernel = draw(taps if axes == 1 else st.just((3, 3)) | taps | flat)
+        kernel = (1, *kernel) if axes == 3 else kernel
         channels, out_channels = max(channels, 16), max(out_channels, 16)
     else:
-        small = st.integers(1, 3)
-        kernel = draw(st.tuples(st.integers(1, 5), st.sampled_from([1, 2, 3, 4, 5, 7])))
-        stride, dilation = draw(st.tuples(small, small)), draw(st.tuples(small, small))
-    source = patches(draw, noise, windows, images, channels, draw(st.booleans()))
+        kernel = (*draw(sizes(axes - 1, 1, 5)), draw(st.sampled_from([1, 2, 3, 4, 5, 7])))
+        stride, dilation = draw(sizes(axes, 1, 3)), draw(sizes(axes, 1, 3))
+    source = patches(draw, noise, windows, images, channels, draw(st.booleans()), axes)
     residual = None
     if draw(st.booleans()):
-        residual = patches(draw, noise, windows, images, out_channels, draw(st.booleans()))
+        residual = patches(draw, noise, windows, images, out_channels, draw(st.booleans()), axes)
         residual = residual._replace(image=source.image)
     weight = torch.randn(out_channels, channels // groups, *kernel, generator=noise)
     bounds = draw(
         st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)])
     )
-    size = draw(st.tuples(st.integers(1, 11), st.integers(1, 11)))
+    size = draw(sizes(axes, 1, MOST[axes]))
     return Case(
         source,
-        torch.randint(-6, 12, (windows, 2), generator=noise),
+        offsets(noise, windows, axes, -6),
         weight,
         torch.randn(out_channels, generator=noise) if draw(st.booleans()) else None,
         size,
         stride,
         dilation,
         residual,
-        torch.randint(-3, 9, (windows, 2), generator=noise),
+        offsets(noise, windows, axes, -3, 9),
         *bounds,
         kind == "winograd",
         groups,
@@ -181,9 +196,18 @@ def test_equals_the_reference(case: Case) -> None:
     actual, expected = case.run(), case.expected()
     assert actual.shape == expected.shape
     assert actual.dtype == torch.float32
-    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert is_channels_last(actual)
     limit = (40 if case.winograd else 4) * EPSILON * case.magnitude()
     assert (counted(actual - expected, case.extent).abs() <= limit).all()
+
+
+@settings(max_examples=40)
+@given(case=cases())
+def test_equals_a_naive_loop(case: Case) -> None:
+    bounds = {"low": -torch.inf, "high": torch.inf, "activation": "none"}
+    bare = Case(**{**vars(case), "bias": None, "residual": None, **bounds})
+    limit = (40 if case.winograd else 4) * EPSILON * case.magnitude()
+    assert (counted(bare.run() - bare.by_loop(), case.extent).abs() <= limit).all()
 
 
 @pytest.mark.parametrize("kernel", [(1, 4), (4, 1), (1, 5), (1, 7), (7, 1), (1, 8), (8, 1), (9, 1)])
@@ -402,7 +426,9 @@ def test_a_block_is_its_parts(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": (2, 2, 2)}, "2 numbers"),
+        ({"size": (2, 2, 2)}, "size has 3 numbers; expected 2"),
+        ({"stride": (1,)}, "stride has 1 numbers; expected 2"),
+        ({"dilation": (1, 1, 1)}, "dilation has 3 numbers; expected 2"),
         ({"bias": torch.zeros(3)}, "bias has 3 elements; expected 40"),
         ({"read_offset": torch.zeros(3, 2, dtype=torch.int64)}, "read_offset has 6 elements"),
         ({"stride": (2, 2)}, "stride 1"),
