@@ -144,9 +144,8 @@ def allows_winograd(weight: Sequence[int], stride: Sequence[int], dilation: Sequ
     steps = {*stride, *dilation}
     return (
         steps == {1}
-        and depth == 1
         and max(height, width) > 1
-        and max(height, width) <= _MOST_TAPS
+        and max(depth, height, width) <= _MOST_TAPS
         and min(channels) >= _LEAST_CHANNELS
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from captum_krypton._kernels import (
     Patches,
     convolution_block,
     convolve_patches,
+    in_channels_last,
     pack_weight,
     panel_size,
     reference,
@@ -158,7 +160,7 @@ def cases(draw: Draw) -> Case:
         taps = sizes(min(axes, 2), 1, 9).filter(lambda all: max(all) > 1)
         flat = st.permutations([1, draw(st.integers(2, 9))]).map(tuple)
         kernel = draw(taps if axes == 1 else st.just((3, 3)) | taps | flat)
-        kernel = (1, *kernel) if axes == 3 else kernel
+        kernel = (draw(st.integers(1, 4)), *kernel) if axes == 3 else kernel
         channels, out_channels = max(channels, 16), max(out_channels, 16)
     else:
         kernel = (*draw(sizes(axes - 1, 1, 5)), draw(st.sampled_from([1, 2, 3, 4, 5, 7])))
@@ -326,7 +328,7 @@ def test_not_a_number_stays(winograd: bool) -> None:
 
 @dataclass(frozen=True)
 class Sums:
-    """A layer as networks have them, (2, 64, 24, 24) outputs, exactly and by a loop in float32."""
+    """A layer as networks have them, of 64 channels, exactly and by a loop in float32."""
 
     x: Tensor
     weight: Tensor
@@ -335,46 +337,49 @@ class Sums:
 
     @staticmethod
     @functools.cache
-    def of(kernel: tuple[int, int]) -> Sums:
+    def of(kernel: Size) -> Sums:
         noise = torch.Generator().manual_seed(0)
-        x = torch.randn(2, 256, 24, 24, generator=noise).relu()
+        size = {1: (96,), 2: (24, 24), 3: (3, 12, 12)}[len(kernel)]
+        x = torch.randn(2, 256, *size, generator=noise).relu()
         weight = torch.randn(64, 256, *kernel, generator=noise)
         weight /= math.sqrt(weight[0].numel())
-        rows, columns = (taps // 2 for taps in kernel)
-        padded = F.pad(x, (columns, columns, rows, rows))
-        loop = torch.zeros(2, 64, 24, 24)
-        for i in range(kernel[0]):
-            for j in range(kernel[1]):
-                cells = padded[..., i : i + 24, j : j + 24]
-                loop = loop[..., : cells.shape[2], : cells.shape[3]]  # an even kernel makes fewer
-                for channel in range(256):
-                    loop += weight[:, channel, i, j, None, None] * cells[:, channel, None]
-        exact = F.conv2d(padded.double(), weight.double())
+        padded = F.pad(x, [taps // 2 for taps in reversed(kernel) for _ in range(2)])
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(kernel)]
+        exact = convolve(padded.double(), weight.double())
+        loop = torch.zeros(exact.shape)
+        for tap in itertools.product(*map(range, kernel)):
+            read = [slice(i, i + n) for i, n in zip(tap, exact.shape[2:], strict=True)]
+            cells, factors = padded[(..., *read)], weight[(..., *tap)]
+            for channel in range(256):
+                factor = factors[:, channel].reshape(-1, *[1] * len(kernel))
+                loop += factor * cells[:, channel, None]
         return Sums(x, weight, exact, loop)
 
     def error(self, winograd: bool, size: int) -> float:
         """Root mean square error of a corner, in multiples of the loop's."""
-        zeros = torch.zeros(2, 2, dtype=torch.int64)
-        last = self.x.contiguous(memory_format=torch.channels_last)
-        source = Patches(last, self.x, zeros[:, 0], zeros)
+        zeros = torch.zeros(2, self.x.dim() - 2, dtype=torch.int64)
+        source = Patches(in_channels_last(self.x), self.x, zeros[:, 0], zeros)
         first = zeros - torch.tensor(self.weight.shape[2:]) // 2
         packed = pack_weight(self.weight, winograd)
-        size = min(size, *self.exact.shape[2:])
-        made = convolve_patches(source, first, packed, None, (size, size))
-        corner = (..., slice(size), slice(size))
+        sizes = [min(size, n) for n in self.exact.shape[2:]]
+        made = convolve_patches(source, first, packed, None, sizes)
+        corner = (..., *map(slice, sizes))
         own, other = (r[corner] - self.exact[corner] for r in (made, self.loop[corner]))
         return (own.square().mean() / other.square().mean()).sqrt().item()
 
 
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 7), (7, 1), (4, 1), (5, 5)])
+KERNELS = [(3, 3), (1, 7), (7, 1), (4, 1), (5, 5), (3,), (7,), (3, 3, 3), (1, 3, 3)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 24])
-def test_winograds_error_is_a_small_multiple_of_a_loops(size: int, kernel: tuple[int, int]) -> None:
+def test_winograds_error_is_a_small_multiple_of_a_loops(size: int, kernel: Size) -> None:
     """A sum that is made term by term is a yardstick that no library's choice of code moves."""
     assert Sums.of(kernel).error(True, size) <= (3 if size == 1 else 2)  # one: a few numbers only
 
 
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 7), (7, 1), (4, 1), (5, 5)])
-def test_a_direct_convolutions_error_is_half_of_a_loops(kernel: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_direct_convolutions_error_is_half_of_a_loops(kernel: Size) -> None:
     """Long sums are made of short ones."""
     if panel_size() == 0:
         pytest.skip("needs the compiled kernels")
