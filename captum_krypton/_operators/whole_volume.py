@@ -14,9 +14,6 @@ _KERNELS = {
     "aten.max_pool2d",
     "aten.max_pool2d_with_indices",
     "aten.avg_pool2d",
-    "aten.max_pool3d",
-    "aten.max_pool3d_with_indices",
-    "aten.avg_pool3d",
 }
 
 

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -129,7 +130,8 @@ Tensor empty_block(const std::vector<int64_t>& shape, const Tensor& like, Memory
                                       [arena = current](void* data) { arena->give_back(data); });
     }
   }
-  return empty_in(shape, like, format);
+  return torch::stable::empty(shape, like.scalar_type(), like.layout(), like.device(), std::nullopt,
+                              format);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(captum_krypton, CPU, library) {

@@ -4,7 +4,6 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
-#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -16,19 +15,8 @@ namespace captum_krypton {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// One number for each of the kernels' axes, or for each of every window: (windows, 3).
-using Axes = std::array<int64_t, 3>;
-using Cells = std::vector<int64_t>;
-
-// Numbers for one to three window axes as the kernels take them, with `rest` for the axes in front
-// that are not there. Fails unless there is one for each of `axes`.
-Axes lift(const char* name, const std::vector<int64_t>& numbers, int64_t axes, int64_t rest);
-
-// The size of a tensor (rows, channels, *axes) along the axes; 1 where there are none.
-Axes axes_of(const Tensor& tensor);
-
-// One to three: those of a tensor (rows, channels, *axes).
-int64_t count_axes(const char* name, const Tensor& tensor);
+// How many cells of each window's patch, from its first, count: (windows, 2).
+using Extents = std::vector<int64_t>;
 
 void check(const char* name, const Tensor& tensor, ScalarType dtype, int64_t dim);
 
@@ -38,8 +26,8 @@ const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t 
 // Tensors that a source points into; they live as long as it does. Torch's tensors are hidden in
 // each library, and so is what has some.
 struct C10_HIDDEN Held {
-  Tensor base, patch, image;
-  Cells patch_offset, patch_extent, read_offset;
+  Tensor base, patch, image, patch_offset, read_offset;
+  Extents patch_extent;
   std::vector<float> zeros;
 
   Source source() const;
@@ -51,7 +39,7 @@ Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Te
 // What a call writes, and where.
 struct C10_HIDDEN Written {
   Tensor out;
-  Cells extent;
+  Extents extent;
   std::vector<int64_t> before;
 
   int64_t cells() const { return before.back(); }
