@@ -253,15 +253,10 @@ class Engine:
                 error = run.check(made.checked)
                 now = time.perf_counter()
                 report = replace(
-                    run.report(made.execution.statistics),
+                    made.maps.report(run, made.execution, made.speedup),
                     seconds=setup + now - began,
                     setup_seconds=setup + now - check,
-                    theoretical_speedup=made.speedup,
-                    checked_windows=len(run.checking),
                     largest_check_error=error,
-                    windows_evaluated=int(made.maps.known.sum()),
-                    windows_exact=int(made.maps.exact.sum()),
-                    estimated_ssim=made.maps.estimated_ssim(run.plan),
                 )
                 if approximation.exact and not run.timed:  # else it is no prediction of this run
                     _observe(run.device, report)

@@ -37,21 +37,15 @@ def growing_maps(
         error = run.check(windows.run(selected, 1.0)[:, checking])
         windows.runs.clear()
         setup += time.perf_counter() - check
-    statistics = executions[plan.threshold].statistics
     spent, resumed = 0.0, time.perf_counter()
     for made in growing(approximation, windows, plan, run.untouched.reference, 0):
         spent += time.perf_counter() - resumed
-        macs = windows.macs
+        speedup = plan.saving(plan.grid.total, windows.macs)
         report = replace(
-            run.report(statistics),
+            made.report(run, executions[plan.threshold], speedup),
             seconds=setup + spent,
             setup_seconds=setup,
-            theoretical_speedup=plan.grid.total * plan.macs_full / macs if macs else 1.0,
-            checked_windows=len(checking),
             largest_check_error=error,
-            windows_evaluated=int(made.known.sum()),
-            windows_exact=int(made.exact.sum()),
-            estimated_ssim=made.estimated_ssim(plan),
         )
         yield run.map(made.scores, report)
         if approximation.is_enough(made.least_quality, spent):

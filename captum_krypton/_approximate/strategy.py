@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._call import Report
 from .._operators import Floats, Mask
 from .._plan import Plan
 from .._run import Base, Execution, InputRun, Selection
@@ -95,6 +96,22 @@ class Approximate:
             return min(self.quality)
         return 1.0 if plan.threshold == 1 and self.known.all() else None
 
+    def report(self, run: InputRun, execution: Execution, speedup: float) -> Report:
+        """What is known of the maps, but for their times and the error of their check.
+
+        Args:
+            run: the windows of the input.
+            execution: what ran them.
+            speedup: the saving in multiply-accumulates (Eq. 17).
+        """
+        return replace(
+            run.report(execution.statistics),
+            theoretical_speedup=speedup,
+            windows_evaluated=int(self.known.sum()),
+            windows_exact=int(self.exact.sum()),
+            estimated_ssim=self.estimated_ssim(run.plan),
+        )
+
 
 @dataclass(frozen=True)
 class Made:
@@ -142,7 +159,7 @@ def make_maps(approximation: Approximation, run: InputRun, advance: Callable[[in
             scores = windows.run(only(checking, maps[-1].known), 1.0)
         checked.append(scores[:, checking])
     every = Approximate.of_all(maps)
-    speedup = every.known.size * plan.macs_full / macs if macs else 1.0
+    speedup = plan.saving(every.known.size, macs)
     return Made(every, torch.cat(checked), speedup, execution)
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from .._call import ArgumentError, Call, require
+from .._call import ArgumentError, Call, new_figure
 from .._operators import Floats
 from .libraries import metrics
 from .quality import ssim
@@ -90,8 +90,7 @@ class Tuning:
         Raises:
             ImportError: without matplotlib (the extra `plot`).
         """
-        new_figure = require("matplotlib.figure", "plot", "plot").Figure
-        figure: Figure = new_figure(figsize=(10, 4), layout="constrained")
+        figure = new_figure(10, 4)
         left, right = figure.subplots(1, 2)
         for row in self.ssim:
             left.plot(self.thresholds, row, ".", color="grey", alpha=0.4)

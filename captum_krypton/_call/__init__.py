@@ -7,7 +7,7 @@ May use: operators.
 
 from .arguments import PREDICTED, ArgumentError, Call, Predicted, make_call, signature
 from .heatmap import OcclusionMap, Report, map_of
-from .optional import require
+from .optional import new_figure, require
 from .outcome import difference, distances, resolve_target, row_target, tolerance
 from .progress_bar import progress
 from .settings import Settings
@@ -26,6 +26,7 @@ __all__ = [
     "distances",
     "make_call",
     "map_of",
+    "new_figure",
     "progress",
     "require",
     "resolve_target",

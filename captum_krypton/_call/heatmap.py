@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .optional import require
+from .optional import new_figure
 from .windows import WindowGrid
 
 if TYPE_CHECKING:
@@ -161,7 +161,6 @@ class OcclusionMap:
                 `output` is not given.
             ImportError: without matplotlib (the extra `plot`).
         """
-        new_figure = require("matplotlib.figure", "plot", "plot").Figure
         scores = self.scores[example]
         reference = self.reference[example]
         if output is not None:
@@ -179,8 +178,7 @@ class OcclusionMap:
         heat, p = scores.float().cpu().numpy(), float(reference)
         low, high = colour_range(p)
         picture = None if image is None else as_picture(image)
-        size = (4.5 if picture is None else 12, 4)
-        figure: Figure = new_figure(figsize=size, layout="constrained")
+        figure = new_figure(4.5 if picture is None else 12, 4)
         panels = figure.subplots(1, 1 if picture is None else 3, squeeze=False)[0]
         style = {"cmap": "jet_r", "vmin": low, "vmax": high, "interpolation": "nearest"}
         where = panels[0] if picture is None else panels[1]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["require"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["new_figure", "require"]
 
 
 def require(module: str, extra: str, used_by: str) -> Any:
@@ -30,3 +33,15 @@ def require(module: str, extra: str, used_by: str) -> Any:
             f"{used_by} needs {library}, which is not installed: "
             f"pip install 'captum-krypton[{extra}]'"
         ) from error
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure of so many inches.
+
+    Raises:
+        ImportError: without matplotlib (the extra `plot`).
+    """
+    made: Figure = require("matplotlib.figure", "plot", "plot").Figure(
+        figsize=(width, height), layout="constrained"
+    )
+    return made

@@ -28,9 +28,9 @@ def current_state(forward: Callable[..., Any], leaves: tuple[Tensor, ...]) -> tu
     return tuple(state)
 
 
-def _refuse_lists(forward: Callable[..., Any]) -> None:
+def _refuse_lists(things: tuple[Any, ...]) -> None:
     """Refuses TorchScript that makes lists of tensors: no operator reads their memory there."""
-    for thing in _reachable(forward):
+    for thing in things:
         parts = thing.modules() if isinstance(thing, nn.Module) else (thing,)
         for part in parts:
             graph = getattr(part, "inlined_graph", None) if _is_script(part) else None
@@ -106,14 +106,15 @@ def _training(module: nn.Module) -> bool:
 
 def refuse_modules(forward: Callable[..., Any]) -> None:
     """Raises NotCapturable where a module that the forward function holds makes that impossible."""
-    _refuse_training(forward)
-    _refuse_lists(forward)
+    things = _reachable(forward)
+    _refuse_training(things)
+    _refuse_lists(things)
 
 
-def _refuse_training(forward: Callable[..., Any]) -> None:
+def _refuse_training(things: tuple[Any, ...]) -> None:
     """Raises NotCapturable where a module is in a mode that takes from or writes to its state."""
-    for module in reachable_modules(forward):
-        for name, part in module.named_modules():
+    for thing in things:
+        for name, part in thing.named_modules() if isinstance(thing, nn.Module) else ():
             norm = isinstance(part, nn.modules.batchnorm._NormBase)
             if not _training(part) or not (norm or isinstance(part, nn.modules.dropout._DropoutNd)):
                 continue

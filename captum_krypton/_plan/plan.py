@@ -112,7 +112,11 @@ class Plan:
     @property
     def theoretical_speedup(self) -> float:
         """R: the saving in multiply-accumulates over the map (Eq. 17)."""
-        return self.macs_full / self.macs_incremental if self.macs_incremental else 1.0
+        return self.saving(1, self.macs_incremental)
+
+    def saving(self, windows: int, macs: float) -> float:
+        """The saving (Eq. 17) where so many windows took so many multiply-accumulates in all."""
+        return windows * self.macs_full / macs if macs else 1.0
 
     def _batches(self, group: GroupPlan) -> int:
         return math.ceil(self.copies * group.positions / self.batch_size)

@@ -204,6 +204,7 @@ class InputRun:
             predicted_seconds=plan.seconds * self.call.examples,
             threshold=plan.threshold,
             batches_replayed=statistics.replayed,
+            checked_windows=len(self.checking),
         )
 
     def unread(self, seconds: float) -> OcclusionMap:

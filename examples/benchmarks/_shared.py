@@ -337,7 +337,7 @@ def fastest_batch(
 
 def machine(device: str = "cpu") -> dict[str, object]:
     """What a measurement must name: processor, cores, threads, versions, date."""
-    names = ("torch", "torchvision", "timm", "captum", "captum-krypton")
+    names = ("torch", "torchvision", "timm", "monai", "captum", "captum-krypton")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -191,14 +191,15 @@ def compare(name: str, rounds: int, sample: int, threads: int) -> dict[str, Any]
         first, heat = map_seconds()
         windows = heat.report.windows
         batch = fastest_batch(captum, BATCHES, windows)
-        turns = [
-            (captum(batch, max(1, math.ceil(sample / batch))) * windows, map_seconds()[0])
-            for _ in range(rounds)
-        ]
+        turns = []
+        for _ in range(rounds):
+            other = captum(batch, max(1, math.ceil(sample / batch))) * windows
+            own, heat = map_seconds()
+            turns.append((other, own))
+        error = difference(network, x, question, heat)
     ours = statistics.median(own for _, own in turns)
     theirs = statistics.median(other for other, _ in turns)
-    with torch.no_grad():
-        report, error = map_seconds()[1].report, difference(network, x, question, heat)
+    report = heat.report
     return {
         "network": name,
         "shape": question.shape,
