@@ -99,7 +99,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         self.settings = Settings(
             memory_budget, winograd, self_check, cuda_graphs, compile_pointwise
         )
-        self.approximation = _approximation(
+        self.approximation = Approximation.of(
             projective_field_threshold, drill_down, tuning, quality, budget
         )
         self._engine = Engine(forward_func, self.settings)
@@ -464,24 +464,6 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             KryptonFallbackWarning,
             stacklevel=_callers_level(),
         )
-
-
-def _approximation(
-    threshold: float,
-    drill_down: DrillDown | None,
-    tuning: Tuning | None,
-    quality: float | None,
-    budget: Budget | None,
-) -> Approximation:
-    if tuning is None:
-        return Approximation(threshold, drill_down, None, quality, budget)
-    if not isinstance(tuning, Tuning):
-        raise TypeError(f"tuning must be a Tuning or None, not {type(tuning).__name__}")
-    if threshold != 1:
-        raise ArgumentError(
-            "projective_field_threshold and tuning exclude each other: the tuning has one"
-        )
-    return Approximation(tuning.threshold, drill_down, tuning, quality, budget)
 
 
 def _origins(call: Call, plans: tuple[Plan, ...]) -> tuple[str, ...]:

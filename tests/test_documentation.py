@@ -108,7 +108,7 @@ def places(page: str) -> list[str]:
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/design.md"])
 def test_places_exist(page: str) -> None:
     text = (ROOT / page).read_text()
-    assert len(places(text)) > 5 or page != "CONTRIBUTING.md"
+    assert len(places(text)) > 2
     for place in places(text):
         assert (ROOT / place).exists() or (ROOT / "captum_krypton" / place).exists(), place
 

@@ -38,6 +38,26 @@ class Approximation:
     quality: float | None = None
     budget: Budget | None = None
 
+    @classmethod
+    def of(
+        cls,
+        threshold: float,
+        drill_down: DrillDown | None,
+        tuning: Tuning | None,
+        quality: float | None,
+        budget: Budget | None,
+    ) -> Approximation:
+        """What a user's settings ask for; the threshold of a tuning is taken."""
+        if tuning is None:
+            return cls(threshold, drill_down, None, quality, budget)
+        if not isinstance(tuning, Tuning):
+            raise TypeError(f"tuning must be a Tuning or None, not {type(tuning).__name__}")
+        if threshold != 1:
+            raise ArgumentError(
+                "projective_field_threshold and tuning exclude each other: the tuning has one"
+            )
+        return cls(tuning.threshold, drill_down, tuning, quality, budget)
+
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise ArgumentError(
