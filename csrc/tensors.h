@@ -8,10 +8,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace captum_krypton {
 
+// ChannelsLast is that of any number of axes: the channels of a cell lie side by side. Torch has no
+// name for it where there is one axis, and another one where there are three.
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -37,16 +40,41 @@ inline bool is_packed(const Tensor& tensor, MemoryFormat format) {
   return result && fits(0);
 }
 
-// The rule of result_format in captum_krypton/_kernels/reference.py: what is both is contiguous.
+// The rule of result_is_last in captum_krypton/_kernels/reference.py: what is both is contiguous.
 inline MemoryFormat format_of(const Tensor& tensor) {
-  if (tensor.dim() < 4 || tensor.is_contiguous() || tensor.stride(1) != 1) {
-    return MemoryFormat::Contiguous;
-  }
-  return tensor.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
+  const bool first = tensor.dim() < 3 || tensor.is_contiguous() || tensor.stride(1) != 1;
+  return first ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
+}
+
+// Torch's name for a format; not for channels last where there is one axis.
+inline MemoryFormat torch_format(size_t dim, MemoryFormat format) {
+  const bool volume = format == MemoryFormat::ChannelsLast && dim == 5;
+  return volume ? MemoryFormat::ChannelsLast3d : format;
 }
 
 inline Tensor pack(const Tensor& tensor, MemoryFormat format) {
-  return is_packed(tensor, format) ? tensor : torch::stable::contiguous(tensor, format);
+  if (is_packed(tensor, format)) {
+    return tensor;
+  }
+  if (tensor.dim() == 3 && format == MemoryFormat::ChannelsLast) {
+    const Tensor cells = torch::stable::transpose(tensor, 1, 2);
+    return torch::stable::transpose(torch::stable::contiguous(cells), 1, 2);
+  }
+  const auto dim = static_cast<size_t>(tensor.dim());
+  return torch::stable::contiguous(tensor, torch_format(dim, format));
+}
+
+// A tensor without content, in the format's order.
+inline Tensor empty_in(const std::vector<int64_t>& shape, const Tensor& like, MemoryFormat format) {
+  const auto make = [&](const std::vector<int64_t>& sizes, MemoryFormat order) {
+    return torch::stable::empty(sizes, like.scalar_type(), like.layout(), like.device(),
+                                std::nullopt, order);
+  };
+  if (shape.size() == 3 && format == MemoryFormat::ChannelsLast) {
+    const Tensor cells = make({shape[0], shape[2], shape[1]}, MemoryFormat::Contiguous);
+    return torch::stable::transpose(cells, 1, 2);
+  }
+  return make(shape, torch_format(shape.size(), format));
 }
 
 inline bool is_beside(const Tensor& tensor, const Tensor& other) {

@@ -30,6 +30,9 @@ EPSILON = torch.finfo(torch.float32).eps
 HUGE = (30.0, 1e3, 1e4, 1e6, 9999000.0, 1e8, 1e13, 1e20, 1e28)
 NOT_FINITE = (math.inf, -math.inf, math.nan)
 
+VOLUMES = {1: (40,), 2: (20, 18), 3: (6, 13, 11)}  # by the window axes
+PATCHES = {1: (17,), 2: (9, 8), 3: (3, 7, 6)}
+
 magnitudes = st.sampled_from(HUGE + NOT_FINITE)
 
 
@@ -39,20 +42,25 @@ class Call:
     def __init__(self, draw: Draw) -> None:
         noise = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
         windows, channels = 6, draw(st.sampled_from([16, 19, 32, 40]))
-        self.kernel = draw(st.sampled_from([(3, 3), (3, 3), (1, 7), (7, 1), (5, 5), (1, 3)]))
+        planar = [(3, 3), (3, 3), (1, 7), (7, 1), (5, 5), (1, 3)]
+        self.kernel = draw(st.sampled_from([*planar, (3,), (7,), (1, 3, 3), (3, 3, 3), (2, 1, 4)]))
+        axes = len(self.kernel)
+        volume, own = VOLUMES[axes], PATCHES[axes]
         self.scale = draw(st.sampled_from([1e-3, 1.0, 1e3]))
-        base = torch.randn(2, channels, 20, 18, generator=noise) * self.scale
-        patch = torch.randn(windows, channels, 9, 8, generator=noise) * self.scale
+        base = torch.randn(2, channels, *volume, generator=noise) * self.scale
+        patch = torch.randn(windows, channels, *own, generator=noise) * self.scale
         if draw(st.booleans()):
             base, patch = base.relu(), patch.relu()
         image = torch.arange(windows) % 2
-        offset = torch.randint(0, 11, (windows, 2), generator=noise)
+        free = [n - p for n, p in zip(volume, own, strict=True)]
+        columns = [torch.randint(0, n + 1, (windows,), generator=noise) for n in free]
+        offset = torch.stack(columns, 1)
         self.quiet = Patches(base, patch, image, offset)
         self.source = Patches(base.clone(), patch.clone(), image, offset)
         for _ in range(draw(st.integers(1, 3))):
             self._put(draw, noise)
         self.read_offset = offset - torch.tensor(self.kernel) // 2
-        self.size = draw(st.tuples(st.integers(1, 9), st.integers(1, 8)))
+        self.size = draw(st.tuples(*(st.integers(1, n) for n in own)))
         out_channels = draw(st.sampled_from([16, 24, 35]))
         self.weight = torch.randn(out_channels, channels, *self.kernel, generator=noise)
         self.weight /= math.sqrt(self.weight[0].numel())
@@ -68,9 +76,9 @@ class Call:
         where = self.source.base if draw(st.booleans()) else self.source.patch
         row, *place = (int(torch.randint(n, (), generator=noise)) for n in where.shape)
         if draw(st.booleans()):
-            where[row, place[0], place[1], place[2]] = value
+            where[(row, *place)] = value
         else:
-            where[row, :, place[1], place[2]] = value
+            where[(row, slice(None), *place[1:])] = value
 
     def run(self, source: Patches | None = None, rows: slice = slice(None)) -> Tensor:
         packed = pack_weight(self.weight, winograd=True)
@@ -93,8 +101,9 @@ class Call:
         base, patch, image, offset, _ = self.source
         read = [n + k - 1 for n, k in zip(self.size, self.kernel, strict=True)]
         block = gather_patches(base, patch, image, offset, self.read_offset, read, 0.0).double()
-        out = F.conv2d(block, self.weight.double(), self.bias.double())
-        summed = F.conv2d(block.abs(), self.weight.abs().double())
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(self.kernel)]
+        out = convolve(block, self.weight.double(), self.bias.double())
+        summed = convolve(block.abs(), self.weight.abs().double())
         return activate(out, self.activation).clamp(*self.bounds), summed
 
 
@@ -128,7 +137,7 @@ def test_ordinary_values_stay_with_winograd(data: st.DataObject) -> None:
     call = Call(data.draw)
     base, patch = call.quiet.base, call.quiet.patch
     for tensor in (base, patch):
-        tensor[0, 1, 3, 4] = 100 * call.scale
+        tensor[(0, 1, *[2] * len(call.kernel))] = 100 * call.scale
     limited = call.run(call.quiet)
     plain = convolve_patches(
         call.quiet,

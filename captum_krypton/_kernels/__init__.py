@@ -24,7 +24,7 @@ from .convolve_patches import (
 )
 from .cuda_graph import CudaGraph, GraphPool, alike, capture_stream, graph_settings
 from .finish_block import compiled_finish, fastest_finish, plain_finish
-from .formats import CHANNELS_LAST
+from .formats import in_channels_last
 from .gather_patches import gather_patches
 from .join_block import join_block
 from .join_patches import join_patches
@@ -35,7 +35,6 @@ from .rates import Rates
 
 __all__ = [
     "ACTIVATIONS",
-    "CHANNELS_LAST",
     "POOLED_ON_GPUS",
     "BackendInfo",
     "CudaGraph",
@@ -57,6 +56,7 @@ __all__ = [
     "fastest_finish",
     "gather_patches",
     "graph_settings",
+    "in_channels_last",
     "join_block",
     "join_patches",
     "pack_weight",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import loader, reference
 from .activation import ACTIVATIONS
+from .formats import empty_in_format, in_channels_last
 from .library import library
 
 __all__ = [
@@ -54,12 +55,12 @@ class Patches(NamedTuple):
     """A value that windows change in part, for a batch of windows.
 
     Attributes:
-        base: the untouched images' volumes, (N, C, H, W).
-        patch: the windows' patches, (B, C, P, Q).
+        base: the untouched images' volumes, (N, C, *axes), one to three axes.
+        patch: the windows' patches, (B, C, *axes).
         image: the row of `base` that each window belongs to, (B,), int64.
-        patch_offset: the first cell of each patch in the volume, (B, 2), int64.
-        patch_extent: how many cells of each patch count, from its first, (B, 2), int64; None for
-            all of them.
+        patch_offset: the first cell of each patch in the volume, (B, axes), int64.
+        patch_extent: how many cells of each patch count, from its first, (B, axes), int64; None
+            for all of them.
     """
 
     base: Tensor
@@ -74,7 +75,7 @@ class PackedWeight:
     """A weight as the kernels read it.
 
     Attributes:
-        weight: (K, C, kernel height, kernel width); C is a group's.
+        weight: (K, C, *kernel), one to three axes; C is a group's.
         packed: the same numbers, or their transform, in the kernels' order.
         winograd: whether it is transformed for Winograd's algorithm.
         energy: for Winograd's algorithm, how much of the outputs' mean square each input channel
@@ -98,7 +99,13 @@ def panel_size() -> int:
 
 def _group_taps(kernel: Sequence[int]) -> int:
     """Taps in a group of Winograd's algorithm (`group_taps` in csrc/cpu/winograd_sizes.h)."""
-    return 4 if min(kernel) == 1 and max(kernel) in (4, 7, 8) else 3
+    _, height, width = _lifted(kernel)
+    return 4 if min(height, width) == 1 and max(height, width) in (4, 7, 8) else 3
+
+
+def _lifted(kernel: Sequence[int]) -> list[int]:
+    """The kernel's taps along depth, height and width; one where there is no such axis."""
+    return [1] * (3 - len(kernel)) + list(kernel)
 
 
 def winograd_sizes(
@@ -117,10 +124,11 @@ def winograd_sizes(
     group = _group_taps(kernel)
     outputs = 2 * len(_PAIRS[group]) + 2 - (group - 1)  # of a tile, at most
     points, groups = 1.0, 1
-    for taps, n in zip(kernel, cells, strict=True):
-        along = n if taps == 1 else n + (group - 1) * -(-n // outputs)
+    planar = [False] * (len(kernel) - 2) + [True] * 2  # the depth's taps are groups of one
+    for taps, n, transformed in zip(kernel, cells, planar[-len(kernel) :], strict=True):
+        along = n if taps == 1 or not transformed else n + (group - 1) * -(-n // outputs)
         points *= float(along.mean())
-        groups *= -(-taps // group)
+        groups *= -(-taps // group) if transformed else taps
     return points, groups
 
 
@@ -128,16 +136,16 @@ def allows_winograd(weight: Sequence[int], stride: Sequence[int], dilation: Sequ
     """Whether Winograd's algorithm computes an ungrouped convolution.
 
     Args:
-        weight: the weight's shape, (K, C, kernel height, kernel width).
+        weight: the weight's shape, (K, C, *kernel), one to three axes.
         stride: the convolution's stride along each axis.
         dilation: the convolution's dilation along each axis.
     """
-    channels, kernel = weight[:2], weight[2:]
+    channels, (depth, height, width) = weight[:2], _lifted(weight[2:])
     steps = {*stride, *dilation}
     return (
         steps == {1}
-        and max(kernel) > 1
-        and max(kernel) <= _MOST_TAPS
+        and max(height, width) > 1
+        and max(depth, height, width) <= _MOST_TAPS
         and min(channels) >= _LEAST_CHANNELS
     )
 
@@ -146,7 +154,7 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
     """Puts a weight into the order of the kernels.
 
     Args:
-        weight: (K, C, kernel height, kernel width), float32; C is a group's.
+        weight: (K, C, *kernel), one to three axes, float32; C is a group's.
         winograd: for Winograd's algorithm; see `allows_winograd`.
         groups: groups of channels that do not mix.
 
@@ -158,8 +166,8 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
     panel = panel_size()
     energy = None
     if winograd:  # channels last, as a tile out of range reads it
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        energy = weight.square().sum((0, 2, 3)) / len(weight)
+        weight = in_channels_last(weight)
+        energy = weight.square().sum((0, *range(2, weight.dim()))) / len(weight)
     if panel == 0:
         return PackedWeight(weight, weight, winograd, energy)
     if groups > 1 and len(weight) == groups and weight.shape[1] == 1:  # depthwise
@@ -199,11 +207,11 @@ def winograd_limit(base: Tensor, energy: Tensor) -> Tensor:
     quieter ones in the same way. Cells of zeros are no measure, nor is what is not finite.
 
     Args:
-        base: the untouched images' volumes, (N, C, H, W).
+        base: the untouched images' volumes, (N, C, *axes).
         energy: the weight's, (C,), from `pack_weight`.
     """
-    step = [max(1, size // _LEVELS) for size in base.shape[2:]]
-    cells = base.movedim(1, -1)[:, :: step[0], :: step[1]]
+    some = [slice(None), *(slice(None, None, max(1, n // _LEVELS)) for n in base.shape[2:])]
+    cells = base.movedim(1, -1)[tuple(some)]
     levels = (cells.square() @ energy).flatten(1)
     limits = []
     for level in levels:
@@ -217,11 +225,16 @@ def winograd_limit(base: Tensor, energy: Tensor) -> Tensor:
 
 
 def _weight_transform(kernel: Sequence[int]) -> Tensor:
-    """From taps to points, (groups of taps, points, taps), of both axes, float64."""
-    group = _group_taps(kernel)
-    first, second = (_axis_transform(taps, group) for taps in kernel)
+    """From taps to points, (groups of taps, points, taps), of all axes, float64.
+
+    Each tap along the depth is a group of its own, and has no points.
+    """
+    group, (depth, *plane) = _group_taps(kernel), _lifted(kernel)
+    first, second = (_axis_transform(taps, group) for taps in plane)
     both = torch.einsum("gpt,hqu->ghpqtu", first, second)
-    return both.flatten(4).flatten(2, 3).flatten(0, 1)
+    both = both.flatten(4).flatten(2, 3).flatten(0, 1)
+    taps = torch.eye(depth, dtype=both.dtype)
+    return torch.einsum("de,gpt->dgpet", taps, both).flatten(3).flatten(0, 1)
 
 
 def _axis_transform(taps: int, group: int) -> Tensor:
@@ -249,8 +262,8 @@ def convolve_patches(
     bias: Tensor | None,
     size: Sequence[int],
     *,
-    stride: Sequence[int] = (1, 1),
-    dilation: Sequence[int] = (1, 1),
+    stride: Sequence[int] | None = None,
+    dilation: Sequence[int] | None = None,
     residual: Patches | None = None,
     output_offset: Tensor | None = None,
     low: float = -math.inf,
@@ -266,18 +279,19 @@ def convolve_patches(
 
     Args:
         source: the convolution's input.
-        read_offset: the first cell of each window's read-in block, (B, 2), int64; negative inside
-            the leading padding.
+        read_offset: the first cell of each window's read-in block, (B, axes), int64; negative
+            inside the leading padding.
         weight: from `pack_weight`.
         bias: (K,), or None.
-        size: height and width of the output patches, in cells.
-        stride: the convolution's stride along each axis.
-        dilation: the convolution's dilation along each axis.
+        size: the output patches' size along each axis, in cells.
+        stride: the convolution's stride along each axis; None for 1.
+        dilation: the convolution's dilation along each axis; None for 1.
         residual: what is added to the output, of K channels; None for nothing.
-        output_offset: the first cell of each output patch in the residual's volume, (B, 2), int64.
+        output_offset: the first cell of each output patch in the residual's volume, (B, axes),
+            int64.
         low: the least value of the output.
         high: the largest value of the output.
-        output_extent: how many cells of each output patch are computed, from its first, (B, 2),
+        output_extent: how many cells of each output patch are computed, from its first, (B, axes),
             int64; the others hold anything. None for all.
         activation: one of `ACTIVATIONS`.
         limit: up to which level Winograd's algorithm computes a tile, (N,), from `winograd_limit`;
@@ -288,6 +302,7 @@ def convolve_patches(
         The output patches, (B, K, *size), float32, channels-last.
     """
     loader.prepare()
+    ones = [1] * len(size)
     base, patch, _, offset, extent = (None,) * 5 if residual is None else residual
     result: Tensor = torch.ops.captum_krypton.convolve_patches.default(
         *source,
@@ -297,8 +312,8 @@ def convolve_patches(
         bias,
         size,
         output_extent,
-        stride,
-        dilation,
+        ones if stride is None else stride,
+        ones if dilation is None else dilation,
         weight.winograd,
         base,
         patch,
@@ -328,7 +343,7 @@ def _fake(
     *rest: object,
 ) -> Tensor:
     shape = (patch.shape[0], weight.shape[0], *size)
-    return base.new_empty(shape).contiguous(memory_format=torch.channels_last)
+    return empty_in_format(shape, base, last=True)
 
 
 library.impl("convolve_patches", reference.convolve_patches, "CompositeExplicitAutograd")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import loader
 from .activation import ACTIVATIONS, activate
-from .formats import CHANNELS_LAST
+from .formats import in_channels_last, is_channels_last
 from .library import library
 
 __all__ = ["compiled_finish", "fastest_finish", "finish", "plain_finish"]
@@ -85,8 +85,7 @@ def fastest_finish(low: float, high: float, activation: str, device: torch.devic
 
 def _is_packed(tensor: Tensor) -> bool:
     """Whether the numbers lie side by side, channels first or last."""
-    last = CHANNELS_LAST.get(tensor.dim())
-    return tensor.is_contiguous() or (last is not None and tensor.is_contiguous(memory_format=last))
+    return tensor.is_contiguous() or is_channels_last(tensor)
 
 
 @functools.cache
@@ -121,8 +120,8 @@ def compiled_finish(
     own = FunctionType(plain.__code__.replace(), globals(), closure=plain.__closure__)
     made: Finish = torch.compile(own, dynamic=True)
     sums = torch.zeros([2, 3, 5, 7, 11][:rank], dtype=dtype, device=device)
-    if rank in CHANNELS_LAST:
-        sums = sums.contiguous(memory_format=CHANNELS_LAST[rank])
+    if 3 <= rank <= 5:
+        sums = in_channels_last(sums)
     try:
         made(sums, sums.new_zeros(3) if bias else None, sums.clone() if residual else None)
     except RuntimeError as error:

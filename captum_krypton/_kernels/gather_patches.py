@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import loader, reference
+from .formats import empty_in_format
 from .library import library
 
 __all__ = ["gather_patches"]
@@ -29,12 +30,8 @@ def _fake_gather_patches(
     fill: float,
     patch_extent: Tensor | None = None,
 ) -> Tensor:
-    return torch.empty(
-        (patch.shape[0], base.shape[1], *read_size),
-        dtype=base.dtype,
-        device=base.device,
-        memory_format=reference.result_format(base),
-    )
+    shape = (patch.shape[0], base.shape[1], *read_size)
+    return empty_in_format(shape, base, reference.result_is_last(base))
 
 
 library.impl("gather_patches", reference.gather_patches, "CompositeExplicitAutograd")
@@ -67,9 +64,9 @@ def gather_patches(
     A patch may stick out of the volume: such cells are never read. It may also be empty on an
     axis, which makes the call a plain crop of the base.
 
-    The result is channels-last (`torch.channels_last`, `torch.channels_last_3d`) where there are
-    2 or 3 spatial axes, `base` is not contiguous and its channel stride is 1, and contiguous
-    otherwise. A base that is both (1 channel, or spatial size 1) therefore counts as contiguous.
+    The result is channels-last where `base` is not contiguous and its channel stride is 1, and
+    contiguous otherwise. A base that is both (1 channel, or spatial size 1) therefore counts as
+    contiguous.
 
     Args:
         base: Pre-materialised volumes of the untouched images, (N, C, *S), 1 to 3 spatial axes.

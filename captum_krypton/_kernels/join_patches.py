@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import loader, reference
 from .convolve_patches import Patches
+from .formats import empty_in_format
 from .library import library
 
 __all__ = ["join_patches"]
@@ -38,15 +39,15 @@ def join_patches(
     The cells of a block are those of `gather_patches`, with zeros outside of the volume.
 
     Args:
-        sources: the values whose channels are joined, of one size along the window axes; `image`
+        sources: the values whose channels are joined, of one size along one to three axes; `image`
             is the same in all.
-        read_offset: the first cell of each window's block, (B, 2), int64.
+        read_offset: the first cell of each window's block, (B, axes), int64.
         scale: (K,), what the numbers of each channel of the output are multiplied by; None for 1.
         shift: (K,), what is added to them then; None with `scale`.
-        size: height and width of the output patches, in cells.
+        size: the output patches' size along each axis, in cells.
         low: the least value of the output.
         high: the largest value of the output.
-        output_extent: how many cells of each output patch are computed, from its first, (B, 2),
+        output_extent: how many cells of each output patch are computed, from its first, (B, axes),
             int64; the others hold anything. None for all.
 
     Returns:
@@ -80,7 +81,7 @@ def _fake(bases: list[Tensor], patches: list[Tensor], image: Tensor, *rest: obje
     size = rest[3]
     assert isinstance(size, (list, tuple))
     shape = (patches[0].shape[0], sum(base.shape[1] for base in bases), *size)
-    return bases[0].new_empty(shape).contiguous(memory_format=torch.channels_last)
+    return empty_in_format(shape, bases[0], last=True)
 
 
 library.impl("join_patches", reference.join_patches, "CompositeExplicitAutograd")

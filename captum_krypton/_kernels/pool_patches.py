@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import loader, reference
 from .convolve_patches import Patches
+from .formats import empty_in_format
 from .library import library
 
 __all__ = ["POOLED_ON_GPUS", "pool_patches"]
@@ -30,7 +31,7 @@ def pool_patches(
     kernel: Sequence[int],
     *,
     stride: Sequence[int],
-    dilation: Sequence[int] = (1, 1),
+    dilation: Sequence[int] | None = None,
     maximum: bool,
     divisor: float = 1.0,
     output_extent: Tensor | None = None,
@@ -41,22 +42,23 @@ def pool_patches(
     for max pooling and zero otherwise. The kernel reads them where they lie.
 
     Args:
-        source: the pooling's input.
-        read_offset: the first cell of each window's read-in block, (B, 2), int64; negative inside
-            the leading padding.
-        size: height and width of the output patches, in cells.
-        kernel: height and width of the pooling's window, in cells.
+        source: the pooling's input, of one to three axes; on a GPU of two.
+        read_offset: the first cell of each window's read-in block, (B, axes), int64; negative
+            inside the leading padding.
+        size: the output patches' size along each axis, in cells.
+        kernel: the size of the pooling's window along each axis, in cells.
         stride: its stride along each axis.
-        dilation: its dilation along each axis.
+        dilation: its dilation along each axis; None for 1.
         maximum: max pooling; else sums over the window.
         divisor: what the sums are divided by.
-        output_extent: how many cells of each output patch are computed, from its first, (B, 2),
+        output_extent: how many cells of each output patch are computed, from its first, (B, axes),
             int64; the others hold anything. None for all.
 
     Returns:
         The output patches, (B, C, *size), channels-last; float32, on a GPU any of `POOLED_ON_GPUS`.
     """
     loader.prepare("cuda" if source.base.is_cuda else "cpu")
+    dilation = [1] * len(kernel) if dilation is None else dilation
     result: Tensor = torch.ops.captum_krypton.pool_patches.default(
         *source, read_offset, size, output_extent, kernel, stride, dilation, maximum, divisor
     )
@@ -74,7 +76,7 @@ def _fake(
     *rest: object,
 ) -> Tensor:
     shape = (patch.shape[0], base.shape[1], *size)
-    return base.new_empty(shape).contiguous(memory_format=torch.channels_last)
+    return empty_in_format(shape, base, last=True)
 
 
 library.impl("pool_patches", reference.pool_patches, "CompositeExplicitAutograd")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activation import ACTIVATIONS, activate, scale_and_clamp
-from .formats import CHANNELS_LAST
+from .formats import empty_in_format, in_channels_last
 
 __all__ = [
     "LOWEST",
@@ -18,7 +18,7 @@ __all__ = [
     "gather_patches",
     "join_patches",
     "pool_patches",
-    "result_format",
+    "result_is_last",
 ]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -39,11 +39,13 @@ _SIGNED = {
 }
 
 
-def result_format(base: Tensor) -> torch.memory_format:
-    """The memory format of the blocks cut out of `base`; a base that is both is contiguous."""
-    if base.dim() < 4 or base.is_contiguous() or base.stride(1) != 1:
-        return torch.contiguous_format
-    return CHANNELS_LAST[base.dim()]
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_LARGEST = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def result_is_last(base: Tensor) -> bool:
+    """Whether blocks cut out of `base` have channels last; those of a base that is both do not."""
+    return base.dim() > 2 and not base.is_contiguous() and base.stride(1) == 1
 
 
 def gather_patches(
@@ -66,11 +68,10 @@ def gather_patches(
     rows, device = base.shape[0], base.device
     if device.type == "cpu" and bool(((image < 0) | (image >= rows)).any()):
         raise RuntimeError(f"image names rows {image.tolist()} of base; expected 0 to {rows - 1}")
-    memory_format = result_format(base)
     value = 0 if fill == 0 else LOWEST[base.dtype]
     shape = (windows, base.shape[1], *read_size)
     if 0 in shape or 0 in base.shape:
-        return base.new_full((), value).expand(shape).clone(memory_format=memory_format)
+        return empty_in_format(shape, base, result_is_last(base)).fill_(value)
 
     per_window = [windows, *[1] * rank]
     inside = torch.ones(per_window, dtype=torch.bool, device=device)
@@ -97,7 +98,7 @@ def gather_patches(
         own = patch.movedim(1, -1)[tuple(patch_index)]
         block = torch.where(covered[..., None], own, block)
     padding = base.new_full((), value)
-    result = torch.empty(shape, dtype=base.dtype, device=device, memory_format=memory_format)
+    result = empty_in_format(shape, base, result_is_last(base))
     torch.where(inside[..., None], block, padding, out=result.movedim(1, -1))
     return result
 
@@ -147,7 +148,8 @@ def convolve_patches(
         base, patch, image, patch_offset, read_offset, read_size, 0.0, patch_extent
     )
     groups = base.shape[1] // weight.shape[1]
-    out = F.conv2d(block, weight, bias, tuple(stride), 0, tuple(dilation), groups)
+    convolve = _CONVOLUTIONS[len(size)]
+    out = convolve(block, weight, bias, tuple(stride), 0, tuple(dilation), groups)
     if residual_base is not None:
         assert residual_patch is not None
         assert residual_offset is not None
@@ -163,7 +165,7 @@ def convolve_patches(
             residual_extent,
         )
     out = activate(out, ACTIVATIONS[activation])
-    return out.clamp(low, high).contiguous(memory_format=torch.channels_last)
+    return in_channels_last(out.clamp(low, high))
 
 
 def pool_patches(
@@ -188,12 +190,14 @@ def pool_patches(
         base, patch, image, patch_offset, read_offset, read_size, fill, patch_extent
     )
     if maximum:
-        pooled = F.max_pool2d(block, tuple(kernel), tuple(stride), 0, tuple(dilation))
+        largest = _LARGEST[len(size)]
+        pooled = largest(block, tuple(kernel), tuple(stride), 0, tuple(dilation))
     else:
         ones = block.new_ones(block.shape[1], 1, *kernel)
-        pooled = F.conv2d(block, ones, None, tuple(stride), 0, tuple(dilation), block.shape[1])
+        convolve = _CONVOLUTIONS[len(size)]
+        pooled = convolve(block, ones, None, tuple(stride), 0, tuple(dilation), block.shape[1])
         pooled = pooled / divisor
-    return pooled.contiguous(memory_format=torch.channels_last)
+    return in_channels_last(pooled)
 
 
 def join_patches(
@@ -218,4 +222,4 @@ def join_patches(
         )
     ]
     joined = scale_and_clamp(torch.cat(blocks, 1), scale, shift, low, high)
-    return joined.contiguous(memory_format=torch.channels_last)
+    return in_channels_last(joined)

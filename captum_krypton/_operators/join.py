@@ -37,10 +37,10 @@ class _Joining(PatchRule):
     def __init__(self, node: Node, view: View, dims: Dims, sources: list[ValueId]) -> None:
         super().__init__(node, view, dims)
         self.sources = sources
-        self._for_kernels = dims == (2, 3) and all(
+        self._for_kernels = dims in ((2,), (2, 3), (2, 3, 4)) and all(
             view.kinds[value] is Kind.LOCAL
             and view.graph.dtypes[value] is torch.float32
-            and len(view.shape(value)) == 4
+            and len(view.shape(value)) == len(dims) + 2
             for value in sources
         )
 

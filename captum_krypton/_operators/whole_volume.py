@@ -14,6 +14,9 @@ _KERNELS = {
     "aten.max_pool2d",
     "aten.max_pool2d_with_indices",
     "aten.avg_pool2d",
+    "aten.max_pool3d",
+    "aten.max_pool3d_with_indices",
+    "aten.avg_pool3d",
 }
 
 

@@ -74,7 +74,8 @@ class WindowRule(Rule):
     def can_have_kernel(self, means: Means) -> bool:
         """Whether a compiled kernel can read this operator's input where it lies."""
         float32 = self.view.graph.dtypes[self.source] is torch.float32
-        return means.cpu_kernels and float32 and self.dims == (2, 3)
+        rank = len(self.view.shape(self.source))
+        return means.cpu_kernels and float32 and self.dims == tuple(range(self.lead, rank))
 
     def block(self, group: Group) -> Callable[[Frame], Tensor]:
         """Algorithm 1: the read-in block of every window."""
@@ -103,8 +104,18 @@ def _listed(value: Any, rank: int) -> list[int]:
 
 
 class _Pooling(WindowRule):
+    @property
+    def _flat(self) -> int:
+        """How many dimensions in front of the window axes do nothing: PyTorch pools signals so."""
+        axes = len([dim for dim in self.dims if dim is not None])
+        flat, shape = len(self.kernel) - axes, self.view.shape(self.source)[2:]
+        idle = all((shape[i], self.kernel[i], self.padding[i]) == (1, 1, 0) for i in range(flat))
+        return flat if idle else 0
+
     def can_have_kernel(self, means: Means) -> bool:
-        if super().can_have_kernel(means):
+        float32 = self.view.graph.dtypes[self.source] is torch.float32
+        axes = tuple(range(2 + self._flat, len(self.view.shape(self.source))))
+        if means.cpu_kernels and float32 and self.dims == axes:
             return True
         dtype = self.view.graph.dtypes[self.source]
         return means.gpu_pooling and self.dims == (2, 3) and dtype in POOLED_ON_GPUS
@@ -131,23 +142,30 @@ class _Pooling(WindowRule):
         if group.algorithm(self.outputs[0]) is Algorithm.POOLING:
             size = [box.size for box in boxes if box is not None]
             source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
-            extent = group.extents(boxes)
-            return lambda frame: pool_patches(
-                source(frame),
-                frame.of(read_offset),
-                size,
-                kernel,
-                stride=stride,
-                dilation=dilation,
-                maximum=maximum,
-                divisor=divisor,
-                output_extent=None if extent is None else frame.of(extent),
-            )
-        block, padding, flat = self.block(group), self.own_padding(), len(kernel) == 2
+            extent, flat = group.extents(boxes), self._flat
+
+            def by_kernel(frame: Frame) -> Tensor:
+                made = pool_patches(
+                    source(frame),
+                    frame.of(read_offset),
+                    size,
+                    kernel[flat:],
+                    stride=stride[flat:],
+                    dilation=dilation[flat:],
+                    maximum=maximum,
+                    divisor=divisor,
+                    output_extent=None if extent is None else frame.of(extent),
+                )
+                for _ in range(flat):
+                    made = made.unsqueeze(2)
+                return made
+
+            return by_kernel
+        block, padding, planar = self.block(group), self.own_padding(), len(kernel) == 2
         if maximum:
-            largest = F.max_pool2d if flat else F.max_pool3d
+            largest = F.max_pool2d if planar else F.max_pool3d
             return lambda frame: largest(block(frame), kernel, stride, padding, dilation)
-        mean = F.avg_pool2d if flat else F.avg_pool3d
+        mean = F.avg_pool2d if planar else F.avg_pool3d
         return lambda frame: mean(block(frame), kernel, stride, padding, divisor_override=divisor)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._kernels import CHANNELS_LAST
+from .._kernels import in_channels_last
 from .._operators import Dims
 
 __all__ = ["from_block", "in_layout", "prefers_channels_last", "to_block"]
@@ -19,11 +19,14 @@ def prefers_channels_last(tensor: Tensor) -> bool:
 
 
 def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
-    """The tensor, contiguous with its channels last or first."""
-    memory_format = CHANNELS_LAST.get(tensor.dim()) if channels_last else None
-    if memory_format is None:
-        return tensor.contiguous()
-    return tensor.contiguous(memory_format=memory_format)
+    """The tensor, contiguous with its channels last or first.
+
+    Where there is one axis, channels are last for the kernels only: PyTorch has no such format.
+    """
+    last = tensor.dim() in (4, 5)
+    if tensor.dim() == 3:
+        last = tensor.device.type == "cpu" and tensor.dtype is torch.float32
+    return in_channels_last(tensor) if channels_last and last else tensor.contiguous()
 
 
 def to_block(tensor: Tensor, dims: Dims) -> Tensor:

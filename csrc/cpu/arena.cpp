@@ -6,7 +6,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -130,8 +129,7 @@ Tensor empty_block(const std::vector<int64_t>& shape, const Tensor& like, Memory
                                       [arena = current](void* data) { arena->give_back(data); });
     }
   }
-  return torch::stable::empty(shape, like.scalar_type(), like.layout(), like.device(), std::nullopt,
-                              format);
+  return empty_in(shape, like, format);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(captum_krypton, CPU, library) {

@@ -28,17 +28,20 @@ struct Parts {
   int size(int64_t part) const { return static_cast<int>(each + (part < longer)); }
 };
 
-std::vector<Tile> make_tiles(const Written& written, const int64_t (&kernel)[2]) {
+std::vector<Tile> make_tiles(const Written& written, const int64_t (&kernel)[3]) {
   std::vector<Tile> tiles;
   const int group = group_taps(kernel);
   const int64_t windows = static_cast<int64_t>(written.before.size()) - 1;
   for (int64_t window = 0; window < windows; ++window) {
-    const int64_t* const extent = written.extent.data() + 2 * window;
-    const Parts rows(extent[0], axis_outputs(kernel[0], group));
-    const Parts columns(extent[1], axis_outputs(kernel[1], group));
-    for (int64_t i = 0; i < rows.count; ++i) {
-      for (int64_t j = 0; j < columns.count; ++j) {
-        tiles.push_back({window, rows.begin(i), columns.begin(j), rows.size(i), columns.size(j)});
+    const int64_t* const extent = written.extent.data() + 3 * window;
+    const Parts rows(extent[1], axis_outputs(kernel[1], group));
+    const Parts columns(extent[2], axis_outputs(kernel[2], group));
+    for (int64_t plane = 0; plane < extent[0]; ++plane) {
+      for (int64_t i = 0; i < rows.count; ++i) {
+        for (int64_t j = 0; j < columns.count; ++j) {
+          tiles.push_back(
+              {window, plane, rows.begin(i), columns.begin(j), rows.size(i), columns.size(j)});
+        }
       }
     }
   }
@@ -94,7 +97,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                         OptionalTensor limit) {
   const Kernels& found = need_kernels();
   const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset);
-  check("weight", weight, ScalarType::Float, 4);
+  check("weight", weight, ScalarType::Float, base.dim());
   const int64_t channels = base.size(1);
   const int64_t out_channels = weight.size(0);
   const int64_t each = std::max<int64_t>(weight.size(1), 1);
@@ -104,21 +107,24 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                   out_channels, " output and ", weight.size(1),
                   " input channels; expected them to divide into groups of ", channels,
                   " channels");
-  STD_TORCH_CHECK(size.size() == 2 && stride.size() == 2 && dilation.size() == 2,
-                  "size, stride and dilation have 2 numbers each");
-  const int64_t kernel[2] = {weight.size(2), weight.size(3)};
-  STD_TORCH_CHECK(
-      !winograd ||
-          (groups == 1 && kernel[0] * kernel[1] > 1 &&
-           std::max(kernel[0], kernel[1]) <= 3 * kMostGroups && stride[0] == 1 && stride[1] == 1 &&
-           dilation[0] == 1 && dilation[1] == 1 && std::min(channels, out_channels) >= found.lanes),
-      "winograd is for ungrouped convolutions of stride 1 with up to ", 3 * kMostGroups,
-      " taps an axis and at least ", found.lanes, " channels");
+  const int64_t axes = base.dim() - 2;
+  const Axes taps = axes_of(weight), steps = lift("stride", stride, axes, 1),
+             spread = lift("dilation", dilation, axes, 1);
+  const int64_t kernel[3] = {taps[0], taps[1], taps[2]};
+  constexpr Axes kOnes{1, 1, 1};
+  STD_TORCH_CHECK(!winograd || (groups == 1 && kernel[1] * kernel[2] > 1 &&
+                                *std::max_element(taps.begin(), taps.end()) <= 3 * kMostGroups &&
+                                steps == kOnes && spread == kOnes &&
+                                std::min(channels, out_channels) >= found.lanes),
+                  "winograd is for ungrouped convolutions of stride 1 with up to ", 3 * kMostGroups,
+                  " taps an axis, more than one in height or width, and at least ", found.lanes,
+                  " channels");
   const int64_t padded = groups * round_up(out_channels / groups, found.panel);
-  const int64_t expected = depthwise ? kernel[0] * kernel[1] * channels
+  const int64_t count = kernel[0] * kernel[1] * kernel[2];
+  const int64_t expected = depthwise ? count * channels
                            : winograd
                                ? winograd_points(kernel) * winograd_depth(kernel, channels) * padded
-                               : kernel[0] * kernel[1] * padded * weight.size(1);
+                               : count * padded * weight.size(1);
   check("packed", packed, ScalarType::Float, packed.dim());
   STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == expected, "packed has ",
                   packed.numel(), " elements; expected ", expected, ", contiguous");
@@ -132,8 +138,10 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                     "residual_base comes without residual_patch, residual_offset or output_offset");
     added = hold(*residual_base, *residual_patch, image, *residual_offset, residual_extent,
                  *output_offset);
-    STD_TORCH_CHECK(residual_base->size(1) == out_channels, "residual_base has ",
-                    residual_base->size(1), " channels; expected ", out_channels);
+    STD_TORCH_CHECK(residual_base->dim() == base.dim() && residual_base->size(1) == out_channels,
+                    "residual_base has ", residual_base->size(1), " channels and ",
+                    residual_base->dim() - 2, " window axes; expected ", out_channels, " and ",
+                    axes);
     residual = added->source();
   }
   const Written written = allocate(base, patch.size(0), out_channels, size, output_extent);
@@ -154,9 +162,9 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                          winograd ? tiles.data() : nullptr,
                          winograd ? &range : nullptr,
                          groups,
-                         {kernel[0], kernel[1]},
-                         {stride[0], stride[1]},
-                         {dilation[0], dilation[1]}};
+                         {taps[0], taps[1], taps[2]},
+                         {steps[0], steps[1], steps[2]},
+                         {spread[0], spread[1], spread[2]}};
   if (winograd) {
     run(conv, winograd_work(conv, found, static_cast<int64_t>(tiles.size())));
   } else {

@@ -65,24 +65,27 @@ struct Job : Gather {
       }
     };
     const auto copy = [&](const char* from, int64_t element, int64_t begin, int64_t end) {
-      if (begin < end) {
-        std::memcpy(out + begin * unit * element_size, from + element * element_size,
-                    static_cast<size_t>((end - begin) * unit * element_size));
-      }
+      std::memcpy(out + begin * unit * element_size, from + element * element_size,
+                  static_cast<size_t>((end - begin) * unit * element_size));
     };
+    // Where there is nothing to copy, the place may be too far to be a number.
     const auto copy_base = [&](int64_t begin, int64_t end) {
-      copy(base,
-           base_volume.at<int64_t>(image[window], channel, z + cut_z.to_base, y + cut_y.to_base,
-                                   begin + cut_x.to_base),
-           begin, end);
+      if (begin < end) {
+        copy(base,
+             base_volume.at<int64_t>(image[window], channel, z + cut_z.to_base, y + cut_y.to_base,
+                                     begin + cut_x.to_base),
+             begin, end);
+      }
     };
     pad(0, cut_x.inside_begin);
     if (cut_z.covered(z) && cut_y.covered(y)) {
       copy_base(cut_x.inside_begin, cut_x.patch_begin);
-      copy(patch,
-           patch_volume.at<int64_t>(window, channel, z + cut_z.to_patch, y + cut_y.to_patch,
-                                    cut_x.patch_begin + cut_x.to_patch),
-           cut_x.patch_begin, cut_x.patch_end);
+      if (cut_x.patch_begin < cut_x.patch_end) {
+        copy(patch,
+             patch_volume.at<int64_t>(window, channel, z + cut_z.to_patch, y + cut_y.to_patch,
+                                      cut_x.patch_begin + cut_x.to_patch),
+             cut_x.patch_begin, cut_x.patch_end);
+      }
       copy_base(cut_x.patch_end, cut_x.inside_end);
     } else {
       copy_base(cut_x.inside_begin, cut_x.inside_end);

@@ -22,12 +22,12 @@ Tensor join_patches(std::vector<Tensor> bases, std::vector<Tensor> patches, Tens
   STD_TORCH_CHECK(count > 0 && patches.size() == count && patch_offsets.size() == count &&
                       patch_extents.size() == count,
                   "bases, patches, patch_offsets and patch_extents differ in number");
-  STD_TORCH_CHECK(size.size() == 2, "size has 2 numbers");
   std::vector<Held> held;
   std::vector<Source> sources;
   int64_t channels = 0;
   for (size_t i = 0; i < count; ++i) {
-    STD_TORCH_CHECK(patches[i].dim() == 4 && patches[i].size(0) == read_offset.size(0),
+    STD_TORCH_CHECK(bases[i].dim() == bases[0].dim(), "bases differ in their window axes");
+    STD_TORCH_CHECK(patches[i].dim() == bases[0].dim() && patches[i].size(0) == read_offset.size(0),
                     "patches have rows for other windows than read_offset");
     held.push_back(
         hold(bases[i], patches[i], image, patch_offsets[i], patch_extents[i], read_offset));

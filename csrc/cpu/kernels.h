@@ -9,6 +9,9 @@
 
 namespace captum_krypton {
 
+// All that is said of axes is of three: depth, height and width. Where a call has two window axes,
+// the depth is 1, and where it has one, the height is 1 too.
+
 // The volumes that windows read: a patch inside its box, the base around it, zeros outside of the
 // volume. Channels are last: the channels of a cell lie side by side.
 struct Source {
@@ -16,30 +19,34 @@ struct Source {
   const float* patch;
   const float* zeros;           // as many as there are channels
   const int64_t* image;         // row of the base, by window
-  const int64_t* patch_offset;  // first cell of the patch, (windows, 2)
-  const int64_t* patch_extent;  // cells of the patch that hold values, from its first, (windows, 2)
-  const int64_t* read_offset;   // volume's cell that the block's first is, (windows, 2)
+  const int64_t* patch_offset;  // first cell of the patch, (windows, 3)
+  const int64_t* patch_extent;  // cells of the patch that hold values, from its first, (windows, 3)
+  const int64_t* read_offset;   // volume's cell that the block's first is, (windows, 3)
   int64_t channels;
+  int64_t depth;
   int64_t height;
   int64_t width;
+  int64_t patch_depth;
   int64_t patch_height;
   int64_t patch_width;
 };
 
-// What a call computes: of every window's patch the first cells along both axes, and no others.
+// What a call computes: of every window's patch the first cells along all axes, and no others.
 struct Output {
-  float* data;  // (windows, height, width, channels)
+  float* data;  // (windows, depth, height, width, channels)
   int64_t windows;
+  int64_t depth;
   int64_t height;
   int64_t width;
   int64_t channels;
-  const int64_t* extent;  // cells that are computed, (windows, 2)
+  const int64_t* extent;  // cells that are computed, (windows, 3)
   const int64_t* before;  // how many of them the earlier windows have, (windows + 1)
 };
 
-// The outputs that Winograd's algorithm computes at once: 1 to kMostOutputs along each axis.
+// The outputs that Winograd's algorithm computes at once: 1 to kMostOutputs along height and width.
 struct Tile {
   int64_t window;
+  int64_t plane;
   int64_t row;
   int64_t column;
   int height;
@@ -70,9 +77,9 @@ struct Convolution {
   const Tile* tiles;   // of all windows; none: null
   const Range* range;  // of Winograd's algorithm; none: null
   int64_t groups;      // of channels
-  int64_t kernel[2];
-  int64_t stride[2];
-  int64_t dilation[2];
+  int64_t kernel[3];
+  int64_t stride[3];
+  int64_t dilation[3];
 };
 
 // Max pooling, or average pooling with one divisor.
@@ -80,9 +87,9 @@ struct Pooling {
   Source source;  // its zeros are what padding holds: -inf for max pooling
   float scale;    // of the sum; not used by max pooling
   Output out;
-  int64_t kernel[2];
-  int64_t stride[2];
-  int64_t dilation[2];
+  int64_t kernel[3];
+  int64_t stride[3];
+  int64_t dilation[3];
 };
 
 // Channels of several volumes side by side: those of the first source, then the second's.
@@ -131,8 +138,8 @@ constexpr int64_t direct_scratch(int64_t units, int64_t taps, int64_t panel) {
 template <typename Call>
 constexpr int64_t run_scratch(const Call& call, int64_t units) {
   const int64_t columns =
-      (units - 1) * call.stride[1] + (call.kernel[1] - 1) * call.dilation[1] + 1;
-  return 2 * (call.kernel[0] * columns + units);
+      (units - 1) * call.stride[2] + (call.kernel[2] - 1) * call.dilation[2] + 1;
+  return 2 * (call.kernel[0] * call.kernel[1] * columns + units);
 }
 
 const Kernels* portable_kernels();

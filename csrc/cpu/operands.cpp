@@ -1,30 +1,73 @@
 #include "operands.h"
 
+#include <algorithm>
+
 #include "arena.h"
 
 namespace captum_krypton {
 namespace {
 
-// `extent`, or all cells of patches of the given size.
-Extents extents(const char* name, const OptionalTensor& extent, int64_t windows, int64_t height,
-                int64_t width) {
-  Extents cells;
-  if (extent) {
-    check(name, *extent, ScalarType::Long, 2);
-    check_index(name, *extent, *extent, windows, 2);
-    const Tensor given = pack(*extent, MemoryFormat::Contiguous);
-    check_extent(name, given, {height, width});
-    const int64_t* const from = given.const_data_ptr<int64_t>();
-    cells.assign(from, from + 2 * windows);
-    return cells;
-  }
-  for (int64_t window = 0; window < windows; ++window) {
-    cells.insert(cells.end(), {height, width});
+// (windows, axes) as (windows, 3), with `rest` for the axes that are not there.
+Cells lift_table(const Tensor& table, int64_t axes, int64_t rest) {
+  const Tensor packed = pack(table, MemoryFormat::Contiguous);
+  const int64_t* from = packed.const_data_ptr<int64_t>();
+  Cells cells(static_cast<size_t>(3 * table.size(0)), rest);
+  for (auto to = cells.begin(); to != cells.end(); to += 3, from += axes) {
+    std::copy(from, from + axes, to + (3 - axes));
   }
   return cells;
 }
 
+Cells offsets(const char* name, const Tensor& offset, const Tensor& base, int64_t windows) {
+  const int64_t axes = base.dim() - 2;
+  check(name, offset, ScalarType::Long, 2);
+  check_index(name, offset, base, windows, axes);
+  return lift_table(offset, axes, 0);
+}
+
+// `extent`, or all cells of patches of the given size.
+Cells extents(const char* name, const OptionalTensor& extent, int64_t windows,
+              const std::vector<int64_t>& size) {
+  const auto axes = static_cast<int64_t>(size.size());
+  if (extent) {
+    check(name, *extent, ScalarType::Long, 2);
+    check_index(name, *extent, *extent, windows, axes);
+    check_extent(name, pack(*extent, MemoryFormat::Contiguous), size);
+    return lift_table(*extent, axes, 1);
+  }
+  const Axes all = lift(name, size, axes, 1);
+  Cells cells;
+  for (int64_t window = 0; window < windows; ++window) {
+    cells.insert(cells.end(), all.begin(), all.end());
+  }
+  return cells;
+}
+
+std::vector<int64_t> size_of(const Tensor& tensor) {
+  std::vector<int64_t> size;
+  for (int64_t axis = 2; axis < tensor.dim(); ++axis) {
+    size.push_back(tensor.size(axis));
+  }
+  return size;
+}
+
 }  // namespace
+
+Axes lift(const char* name, const std::vector<int64_t>& numbers, int64_t axes, int64_t rest) {
+  STD_TORCH_CHECK(static_cast<int64_t>(numbers.size()) == axes, name, " has ", numbers.size(),
+                  " numbers; expected ", axes, ", one for each window axis");
+  Axes lifted{rest, rest, rest};
+  std::copy(numbers.begin(), numbers.end(), lifted.end() - axes);
+  return lifted;
+}
+
+int64_t count_axes(const char* name, const Tensor& tensor) {
+  const int64_t axes = tensor.dim() - 2;
+  STD_TORCH_CHECK(axes >= 1 && axes <= 3, name, " has ", axes, " window axes; expected 1 to 3");
+  return axes;
+}
+
+Axes axes_of(const Tensor& tensor) { return lift("tensor", size_of(tensor), tensor.dim() - 2, 1); }
 
 void check(const char* name, const Tensor& tensor, ScalarType dtype, int64_t dim) {
   STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == dtype && tensor.dim() == dim, name,
@@ -42,49 +85,51 @@ const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t 
 }
 
 Source Held::source() const {
+  const Axes volume = axes_of(base), own = axes_of(patch);
   return {base.const_data_ptr<float>(),
           patch.const_data_ptr<float>(),
           zeros.data(),
           image.const_data_ptr<int64_t>(),
-          patch_offset.const_data_ptr<int64_t>(),
+          patch_offset.data(),
           patch_extent.data(),
-          read_offset.const_data_ptr<int64_t>(),
+          read_offset.data(),
           base.size(1),
-          base.size(2),
-          base.size(3),
-          patch.size(2),
-          patch.size(3)};
+          volume[0],
+          volume[1],
+          volume[2],
+          own[0],
+          own[1],
+          own[2]};
 }
 
 Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Tensor& patch_offset,
           const OptionalTensor& patch_extent, const Tensor& read_offset, float padding) {
-  check("base", base, ScalarType::Float, 4);
-  check("patch", patch, ScalarType::Float, 4);
+  const int64_t axes = count_axes("base", base);
+  check("base", base, ScalarType::Float, axes + 2);
+  check("patch", patch, ScalarType::Float, axes + 2);
   const int64_t windows = patch.size(0);
   STD_TORCH_CHECK(patch.size(1) == base.size(1), "patch has ", patch.size(1),
                   " channels; expected those of base, ", base.size(1));
   check("image", image, ScalarType::Long, 1);
-  check("patch_offset", patch_offset, ScalarType::Long, 2);
-  check("read_offset", read_offset, ScalarType::Long, 2);
   check_index("image", image, base, windows, 1);
-  check_index("patch_offset", patch_offset, base, windows, 2);
-  check_index("read_offset", read_offset, base, windows, 2);
   Held held{pack(base, MemoryFormat::ChannelsLast),
             pack(patch, MemoryFormat::ChannelsLast),
             pack(image, MemoryFormat::Contiguous),
-            pack(patch_offset, MemoryFormat::Contiguous),
-            pack(read_offset, MemoryFormat::Contiguous),
-            extents("patch_extent", patch_extent, windows, patch.size(2), patch.size(3)),
+            offsets("patch_offset", patch_offset, base, windows),
+            extents("patch_extent", patch_extent, windows, size_of(patch)),
+            offsets("read_offset", read_offset, base, windows),
             std::vector<float>(static_cast<size_t>(base.size(1)), padding)};
   check_images(held.image, base.size(0));
   return held;
 }
 
 Output Written::output() const {
+  const Axes size = axes_of(out);
   return {out.mutable_data_ptr<float>(),
           out.size(0),
-          out.size(2),
-          out.size(3),
+          size[0],
+          size[1],
+          size[2],
           out.size(1),
           extent.data(),
           before.data()};
@@ -92,12 +137,14 @@ Output Written::output() const {
 
 Written allocate(const Tensor& like, int64_t windows, int64_t channels,
                  const std::vector<int64_t>& size, const OptionalTensor& extent) {
-  Written made{empty_block({windows, channels, size[0], size[1]}, like, MemoryFormat::ChannelsLast),
-               extents("output_extent", extent, windows, size[0], size[1]),
+  lift("size", size, count_axes("base", like), 1);
+  std::vector<int64_t> shape{windows, channels};
+  shape.insert(shape.end(), size.begin(), size.end());
+  Written made{empty_block(shape, like, MemoryFormat::ChannelsLast),
+               extents("output_extent", extent, windows, size),
                {0}};
-  for (size_t window = 0; window < static_cast<size_t>(windows); ++window) {
-    made.before.push_back(made.before.back() +
-                          made.extent[2 * window] * made.extent[2 * window + 1]);
+  for (auto cells = made.extent.begin(); cells != made.extent.end(); cells += 3) {
+    made.before.push_back(made.before.back() + cells[0] * cells[1] * cells[2]);
   }
   return made;
 }

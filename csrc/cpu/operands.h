@@ -4,6 +4,7 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -15,8 +16,19 @@ namespace captum_krypton {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// How many cells of each window's patch, from its first, count: (windows, 2).
-using Extents = std::vector<int64_t>;
+// One number for each of the kernels' axes, or for each of every window: (windows, 3).
+using Axes = std::array<int64_t, 3>;
+using Cells = std::vector<int64_t>;
+
+// Numbers for one to three window axes as the kernels take them, with `rest` for the axes in front
+// that are not there. Fails unless there is one for each of `axes`.
+Axes lift(const char* name, const std::vector<int64_t>& numbers, int64_t axes, int64_t rest);
+
+// The size of a tensor (rows, channels, *axes) along the axes; 1 where there are none.
+Axes axes_of(const Tensor& tensor);
+
+// One to three: those of a tensor (rows, channels, *axes).
+int64_t count_axes(const char* name, const Tensor& tensor);
 
 void check(const char* name, const Tensor& tensor, ScalarType dtype, int64_t dim);
 
@@ -26,8 +38,8 @@ const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t 
 // Tensors that a source points into; they live as long as it does. Torch's tensors are hidden in
 // each library, and so is what has some.
 struct C10_HIDDEN Held {
-  Tensor base, patch, image, patch_offset, read_offset;
-  Extents patch_extent;
+  Tensor base, patch, image;
+  Cells patch_offset, patch_extent, read_offset;
   std::vector<float> zeros;
 
   Source source() const;
@@ -39,7 +51,7 @@ Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Te
 // What a call writes, and where.
 struct C10_HIDDEN Written {
   Tensor out;
-  Extents extent;
+  Cells extent;
   std::vector<int64_t> before;
 
   int64_t cells() const { return before.back(); }

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -21,16 +22,21 @@ Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset
   const Kernels& found = need_kernels();
   const float padding = maximum ? -std::numeric_limits<float>::infinity() : 0.0F;
   const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset, padding);
-  STD_TORCH_CHECK(size.size() == 2 && kernel.size() == 2 && stride.size() == 2 &&
-                      dilation.size() == 2 && kernel[0] > 0 && kernel[1] > 0,
-                  "size, kernel, stride and dilation have 2 numbers each");
+  const int64_t axes = base.dim() - 2;
+  const Axes taps = lift("kernel", kernel, axes, 1), steps = lift("stride", stride, axes, 1),
+             spread = lift("dilation", dilation, axes, 1);
+  STD_TORCH_CHECK(*std::min_element(taps.begin(), taps.end()) > 0,
+                  "kernel has no cells along an axis");
   const Written written = allocate(base, patch.size(0), base.size(1), size, output_extent);
   if (written.cells() == 0 || base.size(1) == 0) {
     return written.out;
   }
-  const Pooling call{held.source(),          static_cast<float>(1.0 / divisor),
-                     written.output(),       {kernel[0], kernel[1]},
-                     {stride[0], stride[1]}, {dilation[0], dilation[1]}};
+  const Pooling call{held.source(),
+                     static_cast<float>(1.0 / divisor),
+                     written.output(),
+                     {taps[0], taps[1], taps[2]},
+                     {steps[0], steps[1], steps[2]},
+                     {spread[0], spread[1], spread[2]}};
   run(call, cell_work(call, maximum ? found.maximum : found.average, found));
   return written.out;
 }

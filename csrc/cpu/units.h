@@ -34,7 +34,7 @@ Work<Call> cell_work(const Call& call, void (*kernel)(const Call&, int64_t, int6
                      const Kernels& found) {
   const int64_t units = call.out.before[call.out.windows];
   const int64_t block = even_block(units, kCellsInBlock);
-  const int64_t taps = call.kernel[0] * call.kernel[1];
+  const int64_t taps = call.kernel[0] * call.kernel[1] * call.kernel[2];
   return {kernel, units, block,
           std::max(direct_scratch(block, taps, found.panel), run_scratch(call, block))};
 }

@@ -10,11 +10,13 @@ namespace captum_krypton {
 // transformed once, for all points that an axis has, and serve every m. More than r taps are groups
 // of r, whose products are summed. Points of about one size keep rounding errors small.
 //
+// The axes are height and width. Taps along the depth are groups of their own, of one tap each.
+//
 // Groups have three taps; four where that takes fewer products and there is no second axis to
 // multiply the errors.
-constexpr int group_taps(const int64_t (&kernel)[2]) {
-  const int64_t taps = kernel[0] * kernel[1];
-  const bool flat = kernel[0] == 1 || kernel[1] == 1;
+constexpr int group_taps(const int64_t (&kernel)[3]) {
+  const int64_t taps = kernel[1] * kernel[2];
+  const bool flat = kernel[1] == 1 || kernel[2] == 1;
   return flat && (taps == 4 || taps == 7 || taps == 8) ? 4 : 3;
 }
 
@@ -42,13 +44,13 @@ static_assert(kMostOutputs >= group_outputs(3), "groups of four taps have the mo
 
 // Products that Winograd's algorithm makes for every tile and output channel: `depth` of them at
 // each of `points`.
-constexpr int64_t winograd_points(const int64_t (&kernel)[2]) {
+constexpr int64_t winograd_points(const int64_t (&kernel)[3]) {
   const int group = group_taps(kernel);
-  return axis_points(kernel[0], group) * axis_points(kernel[1], group);
+  return axis_points(kernel[1], group) * axis_points(kernel[2], group);
 }
-constexpr int64_t winograd_depth(const int64_t (&kernel)[2], int64_t channels) {
+constexpr int64_t winograd_depth(const int64_t (&kernel)[3], int64_t channels) {
   const int group = group_taps(kernel);
-  return axis_groups(kernel[0], group) * axis_groups(kernel[1], group) * channels;
+  return kernel[0] * axis_groups(kernel[1], group) * axis_groups(kernel[2], group) * channels;
 }
 
 constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }

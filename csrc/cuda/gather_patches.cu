@@ -65,12 +65,9 @@ Tensor gather_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offs
                       std::optional<Tensor> patch_extent) {
   STD_TORCH_CHECK(is_launchable(base), "base is not on the device of this kernel");
   const Launcher launcher(base);
-  const Gathering made =
-      prepare_gather(base, patch, image, patch_offset, read_offset, read_size, fill, patch_extent,
-                     [&](const auto& shape, MemoryFormat format) {
-                       return torch::stable::empty(shape, base.scalar_type(), base.layout(),
-                                                   base.device(), std::nullopt, format);
-                     });
+  const Gathering made = prepare_gather(
+      base, patch, image, patch_offset, read_offset, read_size, fill, patch_extent,
+      [&](const auto& shape, MemoryFormat format) { return empty_in(shape, base, format); });
   if (made.block.numel() == 0) {
     return made.block;
   }

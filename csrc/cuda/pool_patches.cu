@@ -161,11 +161,7 @@ Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset
   constexpr MemoryFormat kLast = MemoryFormat::ChannelsLast;
   Gathering made = prepare_gather(
       base, patch, image, patch_offset, read_offset, size, 0.0, patch_extent,
-      [&](const auto& shape, MemoryFormat) {
-        return torch::stable::empty(shape, base.scalar_type(), base.layout(), base.device(),
-                                    std::nullopt, kLast);
-      },
-      kLast);
+      [&](const auto& shape, MemoryFormat) { return empty_in(shape, base, kLast); }, kLast);
   if (made.block.numel() == 0) {
     return made.block;
   }

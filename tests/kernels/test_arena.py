@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from captum_krypton._kernels import arena, cat_in_arena
+from captum_krypton._kernels import arena, cat_in_arena, in_channels_last
+from captum_krypton._kernels.formats import is_channels_last
 from captum_krypton._kernels.loader import has_kernels
 
 pytestmark = pytest.mark.skipif(not has_kernels(), reason="there are no compiled kernels")
@@ -93,6 +94,7 @@ def test_no_two_blocks_overlap(data: st.DataObject) -> None:
 
 LAYOUTS = [
     torch.empty(2, 3, 4),
+    torch.empty(2, 4, 3).transpose(1, 2),
     torch.empty(2, 3, 4, 5),
     torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last),
     torch.empty(2, 3, 4, 5, 6, dtype=torch.float64).to(memory_format=torch.channels_last_3d),
@@ -112,14 +114,15 @@ def test_a_block_has_the_layout_of_its_like(like: Tensor, size: int) -> None:
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize("last", [False, True])
-def test_join_is_cat(dim: int, last: bool) -> None:
-    parts = [torch.randn(64, 32, 16, 16) for _ in range(3)]
+@pytest.mark.parametrize("size", [(256,), (16, 16), (4, 8, 8)])
+def test_join_is_cat(dim: int, last: bool, size: tuple[int, ...]) -> None:
+    parts = [torch.randn(64, 32, *size) for _ in range(3)]
     if last:
-        parts = [part.to(memory_format=torch.channels_last) for part in parts]
+        parts = [in_channels_last(part) for part in parts]
     with arena(1 << 26):
         joined = cat_in_arena(parts, dim)
         assert torch.equal(joined, torch.cat(parts, dim))
-        assert joined.is_contiguous(memory_format=torch.channels_last) == last
+        assert is_channels_last(joined) == last
         small = [torch.ones(2), torch.ones(3, dtype=torch.float64)]
         assert torch.equal(cat_in_arena(small), torch.cat(small))
         assert torch.equal(cat_in_arena([parts[0], torch.empty(0)]), parts[0])  # as torch has it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import Draw
-from patches import EPSILON, counted, extents, numbers, patches
+from patches import EPSILON, Size, counted, extents, naive_taps, numbers, offsets, patches, sizes
 from torch import Tensor
 
 from captum_krypton._kernels import (
@@ -23,10 +24,12 @@ from captum_krypton._kernels import (
     Patches,
     convolution_block,
     convolve_patches,
+    in_channels_last,
     pack_weight,
     panel_size,
     reference,
 )
+from captum_krypton._kernels.formats import is_channels_last
 
 # By their formulas, number by number: what PyTorch's vectors make of infinity, and how exact they
 # are, depends on the processor.
@@ -52,9 +55,9 @@ class Case:
     read_offset: Tensor
     weight: Tensor
     bias: Tensor | None
-    size: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    size: Size
+    stride: Size
+    dilation: Size
     residual: Patches | None
     output_offset: Tensor
     low: float
@@ -118,6 +121,17 @@ class Case:
             ACTIVATIONS.index(self.activation),
         )
 
+    def by_loop(self) -> Tensor:
+        """The convolution alone, cell by cell, in float64."""
+        windows, groups = len(self.read_offset), self.groups
+        out = torch.zeros(windows, len(self.weight), *self.size, dtype=torch.float64)
+        weight = self.weight.double().flatten(2).unflatten(0, (groups, -1))
+        geometry = (tuple(self.weight.shape[2:]), self.stride, self.dilation)
+        for cell, taps in naive_taps(self.source, self.read_offset, self.size, *geometry):
+            read = taps.flatten(2).unflatten(1, (groups, -1))
+            out[(..., *cell)] = torch.einsum("bgct,gkct->bgk", read, weight).flatten(1)
+        return out
+
     def magnitude(self) -> float:
         """A bound on the numbers that are summed: errors are in proportion to it."""
         parts = (self.source.base, self.source.patch)
@@ -125,10 +139,13 @@ class Case:
         return 1 + largest * self.weight.abs().flatten(1).sum(1).max().item()
 
 
+MOST = {1: 17, 2: 11, 3: 5}  # cells of an output along an axis, by the window axes
+
+
 @st.composite
 def cases(draw: Draw) -> Case:
     """Geometries of every kind; what a plan would never ask is as good a test."""
-    noise = numbers(draw)
+    noise, axes = numbers(draw), draw(st.integers(1, 3))
     kinds = ["direct", "direct", "grouped", "depthwise", "winograd", "winograd"]
     kind = draw(st.sampled_from(kinds))
     windows, images = draw(st.integers(0, 5)), draw(st.integers(1, 3))
@@ -138,36 +155,36 @@ def cases(draw: Draw) -> Case:
     if kind == "grouped":
         groups = draw(st.integers(2, 5))
         channels, out_channels = groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 20))
-    stride, dilation = (1, 1), (1, 1)
+    stride = dilation = (1,) * axes
     if kind == "winograd":
-        taps = st.tuples(st.integers(1, 9), st.integers(1, 9)).filter(lambda both: max(both) > 1)
+        taps = sizes(min(axes, 2), 1, 9).filter(lambda all: max(all) > 1)
         flat = st.permutations([1, draw(st.integers(2, 9))]).map(tuple)
-        kernel = draw(st.just((3, 3)) | taps | flat)
+        kernel = draw(taps if axes == 1 else st.just((3, 3)) | taps | flat)
+        kernel = (draw(st.integers(1, 4)), *kernel) if axes == 3 else kernel
         channels, out_channels = max(channels, 16), max(out_channels, 16)
     else:
-        small = st.integers(1, 3)
-        kernel = draw(st.tuples(st.integers(1, 5), st.sampled_from([1, 2, 3, 4, 5, 7])))
-        stride, dilation = draw(st.tuples(small, small)), draw(st.tuples(small, small))
-    source = patches(draw, noise, windows, images, channels, draw(st.booleans()))
+        kernel = (*draw(sizes(axes - 1, 1, 5)), draw(st.sampled_from([1, 2, 3, 4, 5, 7])))
+        stride, dilation = draw(sizes(axes, 1, 3)), draw(sizes(axes, 1, 3))
+    source = patches(draw, noise, windows, images, channels, draw(st.booleans()), axes)
     residual = None
     if draw(st.booleans()):
-        residual = patches(draw, noise, windows, images, out_channels, draw(st.booleans()))
+        residual = patches(draw, noise, windows, images, out_channels, draw(st.booleans()), axes)
         residual = residual._replace(image=source.image)
     weight = torch.randn(out_channels, channels // groups, *kernel, generator=noise)
     bounds = draw(
         st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)])
     )
-    size = draw(st.tuples(st.integers(1, 11), st.integers(1, 11)))
+    size = draw(sizes(axes, 1, MOST[axes]))
     return Case(
         source,
-        torch.randint(-6, 12, (windows, 2), generator=noise),
+        offsets(noise, windows, axes, -6),
         weight,
         torch.randn(out_channels, generator=noise) if draw(st.booleans()) else None,
         size,
         stride,
         dilation,
         residual,
-        torch.randint(-3, 9, (windows, 2), generator=noise),
+        offsets(noise, windows, axes, -3, 9),
         *bounds,
         kind == "winograd",
         groups,
@@ -181,9 +198,18 @@ def test_equals_the_reference(case: Case) -> None:
     actual, expected = case.run(), case.expected()
     assert actual.shape == expected.shape
     assert actual.dtype == torch.float32
-    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert is_channels_last(actual)
     limit = (40 if case.winograd else 4) * EPSILON * case.magnitude()
     assert (counted(actual - expected, case.extent).abs() <= limit).all()
+
+
+@settings(max_examples=40)
+@given(case=cases())
+def test_equals_a_naive_loop(case: Case) -> None:
+    bounds = {"low": -torch.inf, "high": torch.inf, "activation": "none"}
+    bare = Case(**{**vars(case), "bias": None, "residual": None, **bounds})
+    limit = (40 if case.winograd else 4) * EPSILON * case.magnitude()
+    assert (counted(bare.run() - bare.by_loop(), case.extent).abs() <= limit).all()
 
 
 @pytest.mark.parametrize("kernel", [(1, 4), (4, 1), (1, 5), (1, 7), (7, 1), (1, 8), (8, 1), (9, 1)])
@@ -302,7 +328,7 @@ def test_not_a_number_stays(winograd: bool) -> None:
 
 @dataclass(frozen=True)
 class Sums:
-    """A layer as networks have them, (2, 64, 24, 24) outputs, exactly and by a loop in float32."""
+    """A layer as networks have them, of 64 channels, exactly and by a loop in float32."""
 
     x: Tensor
     weight: Tensor
@@ -311,46 +337,49 @@ class Sums:
 
     @staticmethod
     @functools.cache
-    def of(kernel: tuple[int, int]) -> Sums:
+    def of(kernel: Size) -> Sums:
         noise = torch.Generator().manual_seed(0)
-        x = torch.randn(2, 256, 24, 24, generator=noise).relu()
+        size = {1: (96,), 2: (24, 24), 3: (3, 12, 12)}[len(kernel)]
+        x = torch.randn(2, 256, *size, generator=noise).relu()
         weight = torch.randn(64, 256, *kernel, generator=noise)
         weight /= math.sqrt(weight[0].numel())
-        rows, columns = (taps // 2 for taps in kernel)
-        padded = F.pad(x, (columns, columns, rows, rows))
-        loop = torch.zeros(2, 64, 24, 24)
-        for i in range(kernel[0]):
-            for j in range(kernel[1]):
-                cells = padded[..., i : i + 24, j : j + 24]
-                loop = loop[..., : cells.shape[2], : cells.shape[3]]  # an even kernel makes fewer
-                for channel in range(256):
-                    loop += weight[:, channel, i, j, None, None] * cells[:, channel, None]
-        exact = F.conv2d(padded.double(), weight.double())
+        padded = F.pad(x, [taps // 2 for taps in reversed(kernel) for _ in range(2)])
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(kernel)]
+        exact = convolve(padded.double(), weight.double())
+        loop = torch.zeros(exact.shape)
+        for tap in itertools.product(*map(range, kernel)):
+            read = [slice(i, i + n) for i, n in zip(tap, exact.shape[2:], strict=True)]
+            cells, factors = padded[(..., *read)], weight[(..., *tap)]
+            for channel in range(256):
+                factor = factors[:, channel].reshape(-1, *[1] * len(kernel))
+                loop += factor * cells[:, channel, None]
         return Sums(x, weight, exact, loop)
 
     def error(self, winograd: bool, size: int) -> float:
         """Root mean square error of a corner, in multiples of the loop's."""
-        zeros = torch.zeros(2, 2, dtype=torch.int64)
-        last = self.x.contiguous(memory_format=torch.channels_last)
-        source = Patches(last, self.x, zeros[:, 0], zeros)
+        zeros = torch.zeros(2, self.x.dim() - 2, dtype=torch.int64)
+        source = Patches(in_channels_last(self.x), self.x, zeros[:, 0], zeros)
         first = zeros - torch.tensor(self.weight.shape[2:]) // 2
         packed = pack_weight(self.weight, winograd)
-        size = min(size, *self.exact.shape[2:])
-        made = convolve_patches(source, first, packed, None, (size, size))
-        corner = (..., slice(size), slice(size))
+        sizes = [min(size, n) for n in self.exact.shape[2:]]
+        made = convolve_patches(source, first, packed, None, sizes)
+        corner = (..., *map(slice, sizes))
         own, other = (r[corner] - self.exact[corner] for r in (made, self.loop[corner]))
         return (own.square().mean() / other.square().mean()).sqrt().item()
 
 
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 7), (7, 1), (4, 1), (5, 5)])
+KERNELS = [(3, 3), (1, 7), (7, 1), (4, 1), (5, 5), (3,), (7,), (3, 3, 3), (1, 3, 3)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 24])
-def test_winograds_error_is_a_small_multiple_of_a_loops(size: int, kernel: tuple[int, int]) -> None:
+def test_winograds_error_is_a_small_multiple_of_a_loops(size: int, kernel: Size) -> None:
     """A sum that is made term by term is a yardstick that no library's choice of code moves."""
     assert Sums.of(kernel).error(True, size) <= (3 if size == 1 else 2)  # one: a few numbers only
 
 
-@pytest.mark.parametrize("kernel", [(3, 3), (1, 7), (7, 1), (4, 1), (5, 5)])
-def test_a_direct_convolutions_error_is_half_of_a_loops(kernel: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_direct_convolutions_error_is_half_of_a_loops(kernel: Size) -> None:
     """Long sums are made of short ones."""
     if panel_size() == 0:
         pytest.skip("needs the compiled kernels")
@@ -402,7 +431,9 @@ def test_a_block_is_its_parts(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": (2, 2, 2)}, "2 numbers"),
+        ({"size": (2, 2, 2)}, "size has 3 numbers; expected 2"),
+        ({"stride": (1,)}, "stride has 1 numbers; expected 2"),
+        ({"dilation": (1, 1, 1)}, "dilation has 3 numbers; expected 2"),
         ({"bias": torch.zeros(3)}, "bias has 3 elements; expected 40"),
         ({"read_offset": torch.zeros(3, 2, dtype=torch.int64)}, "read_offset has 6 elements"),
         ({"stride": (2, 2)}, "stride 1"),

@@ -10,12 +10,13 @@ from pathlib import Path
 import cuda_on_host
 import pytest
 import torch
-from gather_cases import CHANNELS_LAST, Case, bits, cases, naive, values, wide
+from gather_cases import Case, bits, cases, naive, values, wide
 from hypothesis import given, settings
 from torch import Tensor
 
 from captum_krypton._kernels import backend_info, gather_patches
 from captum_krypton._kernels import reference as references
+from captum_krypton._kernels.formats import empty_in_format, is_channels_last
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
@@ -56,10 +57,8 @@ def test_equals_a_loop_over_cells(run: Callable[[Case], Tensor], case: Case) -> 
     expected = naive(case)
     assert result.shape == expected.shape and result.dtype == expected.dtype
     assert torch.equal(bits(result), bits(expected))
-    rank = case.base.dim() - 2
-    channels_last = rank > 1 and not case.base.is_contiguous() and case.base.stride(1) == 1
-    layout = CHANNELS_LAST[rank] if channels_last else torch.contiguous_format
-    assert result.stride() == torch.empty(expected.shape).to(memory_format=layout).stride()
+    channels_last = not case.base.is_contiguous() and case.base.stride(1) == 1
+    assert result.stride() == empty_in_format(expected.shape, result, channels_last).stride()
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
@@ -96,7 +95,11 @@ def test_projection_to_the_full_volume(run: Callable[[Case], Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 4, 4), (1, 4, 1, 1), (2, 1, 1, 1), (1, 1, 2, 2, 2), (1, 3, 1, 1, 1)]
+    "shape",
+    [
+        *[(1, 1, 4), (1, 4, 1), (1, 1, 4, 4), (1, 4, 1, 1), (2, 1, 1, 1)],
+        *[(1, 1, 2, 2, 2), (1, 3, 1, 1, 1)],
+    ],
 )
 @backends
 def test_a_base_that_is_both_counts_as_contiguous(
@@ -104,7 +107,7 @@ def test_a_base_that_is_both_counts_as_contiguous(
 ) -> None:
     rank = len(shape) - 2
     base = values(shape, torch.float32, 0, "channels last")
-    assert base.is_contiguous() and base.is_contiguous(memory_format=CHANNELS_LAST[rank])
+    assert base.is_contiguous() and is_channels_last(base)
     patch = values((2, shape[1], *[1] * rank), torch.float32, 1, "channels last")
     index = torch.zeros(2, rank, dtype=torch.int64)
     case = Case(base, patch, torch.zeros(2).long(), index, index - 1, (3,) * rank, 0.0)

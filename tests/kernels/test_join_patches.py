@@ -10,59 +10,43 @@ import torch.nn.functional as F
 from captum.attr import Occlusion
 from hypothesis import given
 from hypothesis import strategies as st
-from patches import EPSILON, counted, extents, numbers, patches
+from patches import EPSILON, counted, extents, naive_block, numbers, offsets, patches, sizes
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._kernels import Patches, join_patches, panel_size
-
-
-def block(source: Patches, read_offset: Tensor, size: tuple[int, int]) -> Tensor:
-    """Every cell by itself, from base, patch or neither."""
-    base, patch, image, offset, extent = source
-    out = torch.zeros(len(patch), base.shape[1], *size, dtype=torch.float64)
-    for window in range(len(patch)):
-        own = patch.shape[2:] if extent is None else extent[window].tolist()
-        for i in range(size[0]):
-            for j in range(size[1]):
-                y, x = (read_offset[window] + torch.tensor([i, j])).tolist()
-                if not (0 <= y < base.shape[2] and 0 <= x < base.shape[3]):
-                    continue
-                p, q = y - int(offset[window, 0]), x - int(offset[window, 1])
-                inside = 0 <= p < own[0] and 0 <= q < own[1]
-                cell = patch[window, :, p, q] if inside else base[image[window], :, y, x]
-                out[window, :, i, j] = cell.double()
-    return out
+from captum_krypton._kernels.formats import is_channels_last
 
 
 @given(data=st.data())
 def test_equals_a_naive_loop(data: st.DataObject) -> None:
-    noise = numbers(data.draw)
+    noise, axes = numbers(data.draw), data.draw(st.integers(1, 3))
     windows, images = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 2))
     count = data.draw(st.integers(1, 4))
     sources: list[Patches] = []
     for _ in range(count):
         channels = data.draw(st.sampled_from([1, 3, 8, 11, 16, 19, 32]))
-        made = patches(data.draw, noise, windows, images, channels, data.draw(st.booleans()))
+        made = patches(data.draw, noise, windows, images, channels, data.draw(st.booleans()), axes)
         sources.append(made._replace(image=sources[0].image if sources else made.image))
     total = sum(source.base.shape[1] for source in sources)
     scale = shift = None
     if data.draw(st.booleans()):
         scale, shift = (torch.randn(total, generator=noise) for _ in range(2))
     low, high = data.draw(st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 0.5)]))
-    size = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
-    read_offset = torch.randint(-4, 12, (windows, 2), generator=noise)
+    size = data.draw(sizes(axes, 1, 9 if axes == 1 else 4))
+    read_offset = offsets(noise, windows, axes)
     extent = extents(data.draw, noise, windows, size)
     actual = join_patches(
         sources, read_offset, scale, shift, size, low=low, high=high, output_extent=extent
     )
-    expected = torch.cat([block(source, read_offset, size) for source in sources], 1)
+    expected = torch.cat([naive_block(source, read_offset, size) for source in sources], 1)
     if scale is not None and shift is not None:
-        expected = expected * scale[:, None, None] + shift[:, None, None]
+        of_channels = (-1, *[1] * axes)
+        expected = expected * scale.reshape(of_channels) + shift.reshape(of_channels)
     expected = expected.clamp(low, high)
     assert actual.shape == expected.shape
     assert actual.dtype == torch.float32
-    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert is_channels_last(actual)
     assert (counted(actual - expected, extent).abs() <= 100 * EPSILON).all()
 
 
@@ -79,7 +63,7 @@ def two() -> tuple[list[Patches], Tensor]:
         ({"scale": torch.ones(6)}, "scale and shift come together"),
         ({"scale": torch.ones(5), "shift": torch.ones(5)}, "has 5 elements; expected 6"),
         ({"scale": torch.ones(6).double(), "shift": torch.ones(6)}, "another device, type"),
-        ({"size": (1,)}, "size has 2 numbers"),
+        ({"size": (1,)}, "size has 1 numbers; expected 2"),
         ({"read_offset": torch.zeros(3, 2, dtype=torch.int64)}, "rows for other windows"),
     ],
 )

@@ -8,14 +8,15 @@ import cuda_on_host
 import pytest
 import torch
 from captum.attr import Occlusion
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from patches import EPSILON, counted, extents, numbers, patches
+from patches import EPSILON, Size, counted, extents, naive_taps, numbers, offsets, patches, sizes
 from small_networks import POOLINGS, pooling_network
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._kernels import POOLED_ON_GPUS, Patches, panel_size, pool_patches, reference
+from captum_krypton._kernels.formats import is_channels_last
 from captum_krypton._kernels.rates import GUESSED_OF_GPUS
 from captum_krypton._operators import Means
 from captum_krypton._run.captured_model import CapturedModel
@@ -24,11 +25,11 @@ from captum_krypton._run.captured_model import CapturedModel
 def for_cuda(
     source: Patches,
     read_offset: Tensor,
-    size: tuple[int, int],
-    kernel: tuple[int, int],
+    size: Size,
+    kernel: Size,
     *,
-    stride: tuple[int, int],
-    dilation: tuple[int, int] = (1, 1),
+    stride: Size,
+    dilation: Size = (1, 1),
     maximum: bool,
     divisor: float = 1.0,
     output_extent: Tensor | None = None,
@@ -48,14 +49,15 @@ backends = pytest.mark.parametrize("run", [pool_patches, for_cuda])
 @pytest.mark.parametrize("maximum", [True, False])
 @given(data=st.data())
 def test_equals_the_reference(run: Any, maximum: bool, data: st.DataObject) -> None:
-    noise, small = numbers(data.draw), st.integers(1, 3)
+    noise = numbers(data.draw)
+    axes = 2 if run is for_cuda else data.draw(st.integers(1, 3))
     windows, images = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 3))
     channels = data.draw(st.sampled_from([1, 3, 8, 11, 16, 19]))
-    source = patches(data.draw, noise, windows, images, channels, data.draw(st.booleans()))
-    read_offset = torch.randint(-6, 12, (windows, 2), generator=noise)
-    size = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
-    kernel = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    stride, dilation = data.draw(st.tuples(small, small)), data.draw(st.tuples(small, small))
+    source = patches(data.draw, noise, windows, images, channels, data.draw(st.booleans()), axes)
+    read_offset = offsets(noise, windows, axes, -6)
+    size = data.draw(sizes(axes, 1, {1: 15, 2: 9, 3: 5}[axes]))
+    kernel = data.draw(sizes(axes, 1, 7 if axes == 1 else 4))
+    stride, dilation = data.draw(sizes(axes, 1, 3)), data.draw(sizes(axes, 1, 3))
     divisor = data.draw(st.integers(1, 9))
     extent = extents(data.draw, noise, windows, size)
     if run is for_cuda:
@@ -90,13 +92,35 @@ def test_equals_the_reference(run: Any, maximum: bool, data: st.DataObject) -> N
     )
     assert actual.shape == expected.shape
     assert actual.dtype == source.base.dtype
-    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert is_channels_last(actual)
     actual, expected = counted(actual, extent), counted(expected, extent)
     if maximum:
         assert torch.equal(actual.double(), expected)
     else:
         error = 100 * EPSILON + torch.finfo(actual.dtype).eps * expected.abs()
         assert ((actual - expected).abs() <= error).all()
+
+
+@pytest.mark.parametrize("maximum", [True, False])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_equals_a_naive_loop(maximum: bool, data: st.DataObject) -> None:
+    noise, axes = numbers(data.draw), data.draw(st.integers(1, 3))
+    windows, channels = data.draw(st.integers(0, 3)), data.draw(st.sampled_from([1, 8, 19]))
+    source = patches(data.draw, noise, windows, 2, channels, data.draw(st.booleans()), axes)
+    read_offset, size = offsets(noise, windows, axes, -6), data.draw(sizes(axes, 1, 4))
+    geometry = [data.draw(sizes(axes, 1, 3)) for _ in range(3)]
+    kernel, stride, dilation = geometry
+    actual = pool_patches(
+        source, read_offset, size, kernel, stride=stride, dilation=dilation, maximum=maximum
+    )
+    fill = -torch.inf if maximum else 0.0
+    for cell, taps in naive_taps(source, read_offset, size, *geometry, fill):
+        read = taps.flatten(2)
+        expected = read.amax(2) if maximum else read.sum(2)
+        error = 100 * EPSILON + 0 * expected.nan_to_num(0, 0, 0)
+        own = actual[(..., *cell)].double()
+        assert ((own == expected) | ((own - expected).abs() <= error)).all()
 
 
 @backends

@@ -10,7 +10,6 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 # What -inf is, written out once more; None where the dtype has no lowest value.
 LOWEST = {
     torch.float16: float("-inf"),
@@ -89,6 +88,11 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
+def last(tensor: Tensor) -> Tensor:
+    """The same numbers with the channels of a cell side by side."""
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int, layout: str) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if dtype.is_complex or dtype.is_floating_point:
@@ -97,8 +101,8 @@ def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int, layout: str) -
         tensor.view(-1)[3::7] = -0.0
     else:
         tensor = torch.randint(-(2**40), 2**40, shape, generator=generator).to(dtype)
-    if layout == "channels last" and len(shape) > 3:
-        return tensor.contiguous(memory_format=CHANNELS_LAST[len(shape) - 2])
+    if layout == "channels last":
+        return last(tensor)
     if layout == "reversed axes":
         return (
             tensor.permute(*reversed(range(len(shape))))
@@ -112,9 +116,7 @@ def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int, layout: str) -
     if layout == "some channels":
         spread = torch.zeros(shape[0], shape[1] + 2, *shape[2:], dtype=dtype)
         spread[:, 1:-1] = tensor
-        if len(shape) > 3:
-            spread = spread.contiguous(memory_format=CHANNELS_LAST[len(shape) - 2])
-        return spread[:, 1:-1]
+        return last(spread)[:, 1:-1]
     return tensor
 
 

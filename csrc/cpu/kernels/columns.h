@@ -116,10 +116,14 @@ KRYPTON_INLINE void run_columns(const Columns& run, int64_t count, const Kind& k
 template <typename Call>
 KRYPTON_INLINE Columns columns(const Call& call, const Runs& run, const float** cells) {
   const int64_t pitch = read_columns(call, run, cells);
-  return {cells,          pitch,
-          call.kernel[0], call.kernel[1],
-          call.stride[1], call.dilation[1],
-          run.data(),     call.out.channels};
+  return {cells,
+          pitch,
+          call.kernel[0] * call.kernel[1],
+          call.kernel[2],
+          call.stride[2],
+          call.dilation[2],
+          run.data(),
+          call.out.channels};
 }
 
 }  // namespace

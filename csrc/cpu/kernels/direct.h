@@ -49,7 +49,7 @@ struct Panel {
 };
 
 void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  const int64_t count = conv.kernel[0] * conv.kernel[1];
+  const int64_t count = conv.kernel[0] * conv.kernel[1] * conv.kernel[2];
   const int64_t units = end - begin;
   const int64_t depth = conv.source.channels / conv.groups;
   const int64_t out_each = conv.out.channels / conv.groups;
@@ -59,15 +59,17 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
   float** const last = out + units;  // a panel that is not full goes through memory of our own
   float* const sums = scratch + 2 * units * (count + 3);
   for (Runs run(conv.out, begin, end); run.count; run.next()) {
-    const View read = view(conv.source, run.window);
-    const float** const first = cells + run.unit * count;
-    for (int64_t i = 0; i < conv.kernel[0]; ++i) {
-      const Row row = read.row(run.row * conv.stride[0] + i * conv.dilation[0]);
-      for (int64_t j = 0; j < conv.kernel[1]; ++j) {
-        const float** const tap = first + i * conv.kernel[1] + j;
-        const int64_t column = run.column * conv.stride[1] + j * conv.dilation[1];
-        for (int64_t t = 0; t < run.count; ++t) {
-          tap[t * count] = row.at(column + t * conv.stride[1]);
+    const float** tap = cells + run.unit * count;
+    for (int64_t d = 0; d < conv.kernel[0]; ++d) {
+      const int64_t plane = run.plane * conv.stride[0] + d * conv.dilation[0];
+      const View read = view(conv.source, run.window, plane);
+      for (int64_t i = 0; i < conv.kernel[1]; ++i) {
+        const Row row = read.row(run.row * conv.stride[1] + i * conv.dilation[1]);
+        for (int64_t j = 0; j < conv.kernel[2]; ++j, ++tap) {
+          const int64_t column = run.column * conv.stride[2] + j * conv.dilation[2];
+          for (int64_t t = 0; t < run.count; ++t) {
+            tap[t * count] = row.at(column + t * conv.stride[2]);
+          }
         }
       }
     }

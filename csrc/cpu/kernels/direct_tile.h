@@ -10,8 +10,8 @@ namespace {
 // Outputs side by side, directly: the lanes are input channels, with sums of their own.
 struct DirectRow {
   const Convolution& conv;
-  const float* const* cells;  // `pitch` from one row to the next
-  int64_t pitch;
+  const float* const* cells;  // `pitch` from one row to the next, `plane` from one plane
+  int64_t pitch, plane;
   int64_t begin, end;  // output channels
   const Finish& finish;
   int64_t first_row;  // for `finish`
@@ -32,13 +32,16 @@ struct DirectRow {
 
   template <int Outputs, int Channels>
   KRYPTON_INLINE void add_up(int64_t first) const {
-    const int64_t channels = conv.source.channels, columns = conv.kernel[1];
-    const int64_t taps = conv.kernel[0] * columns, each = taps * channels;
+    const int64_t channels = conv.source.channels;
+    const int64_t rows = conv.kernel[1], columns = conv.kernel[2];
+    const int64_t taps = conv.kernel[0] * rows * columns, each = taps * channels;
     const float* weight = conv.range->weight + first * each;
     Vector lanes[Outputs][Channels] = {};
     float rest[Outputs][Channels] = {};
     for (int64_t tap = 0; tap < taps; ++tap, weight += channels) {
-      const float* const* const read = cells + tap / columns * pitch + tap % columns;
+      const int64_t row = tap / columns;
+      const float* const* const read =
+          cells + row / rows * plane + row % rows * pitch + tap % columns;
       int64_t c = 0;
       for (; c + kLanes <= channels; c += kLanes) {
         Vector weights[Channels];

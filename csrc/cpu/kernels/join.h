@@ -33,7 +33,7 @@ void join(const Joining& call, int64_t begin, int64_t end, float*) {
     int64_t first = 0;
     for (int64_t number = 0; number < call.count; ++number) {
       const Source& source = call.sources[number];
-      const Row row = view(source, run.window).row(run.row);
+      const Row row = view(source, run.window, run.plane).row(run.row);
       for (int64_t t = 0; t < run.count; ++t) {
         join_cell(call, row.at(run.column + t), source.channels, first, to + t * call.out.channels);
       }

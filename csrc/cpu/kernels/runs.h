@@ -10,7 +10,7 @@ namespace {
 // a call in runs: `for (Runs run(out, begin, end); run.count; run.next())`.
 class Runs {
  public:
-  int64_t window, row, column, count;
+  int64_t window, plane, row, column, count;
   int64_t unit = 0;  // number of the first cell, from `begin`
 
   KRYPTON_INLINE Runs(const Output& out, int64_t begin, int64_t end)
@@ -25,9 +25,11 @@ class Runs {
       }
     }
     window = first;
-    const int64_t width = out.extent[2 * window + 1];
-    row = (begin - out.before[window]) / width;
-    column = (begin - out.before[window]) % width;
+    const int64_t height = out.extent[3 * window + 1], width = out.extent[3 * window + 2];
+    const int64_t cell = begin - out.before[window];
+    plane = cell / width / height;
+    row = cell / width % height;
+    column = cell % width;
     count = least(left_, width - column);
   }
 
@@ -35,17 +37,21 @@ class Runs {
     unit += count;
     left_ -= count;
     column = 0;
-    if (++row == out_.extent[2 * window]) {
+    if (++row == out_.extent[3 * window + 1]) {
       row = 0;
-      do {
-        ++window;
-      } while (left_ && out_.before[window] == out_.before[window + 1]);
+      if (++plane == out_.extent[3 * window]) {
+        plane = 0;
+        do {
+          ++window;
+        } while (left_ && out_.before[window] == out_.before[window + 1]);
+      }
     }
-    count = left_ ? least(left_, out_.extent[2 * window + 1]) : 0;
+    count = left_ ? least(left_, out_.extent[3 * window + 2]) : 0;
   }
 
   KRYPTON_INLINE float* data() const {
-    return out_.data + ((window * out_.height + row) * out_.width + column) * out_.channels;
+    const int64_t place = (window * out_.depth + plane) * out_.height + row;
+    return out_.data + (place * out_.width + column) * out_.channels;
   }
 
  private:
@@ -54,16 +60,20 @@ class Runs {
 };
 
 // The distinct cells that a run reads: for each row of taps, those of all columns from the first to
-// the last. Tap (i, j) of output t is `rows[i * pitch + t * stride[1] + j * dilation[1]]`.
+// the last. Tap j of row i of them, of output t, is
+// `rows[i * pitch + t * stride[2] + j * dilation[2]]`.
 template <typename Call>
 KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const float** rows) {
   const int64_t pitch =
-      (run.count - 1) * call.stride[1] + (call.kernel[1] - 1) * call.dilation[1] + 1;
-  const View cells = view(call.source, run.window);
-  for (int64_t i = 0; i < call.kernel[0]; ++i) {
-    const Row row = cells.row(run.row * call.stride[0] + i * call.dilation[0]);
-    for (int64_t k = 0; k < pitch; ++k) {
-      *rows++ = row.at(run.column * call.stride[1] + k);
+      (run.count - 1) * call.stride[2] + (call.kernel[2] - 1) * call.dilation[2] + 1;
+  for (int64_t d = 0; d < call.kernel[0]; ++d) {
+    const int64_t plane = run.plane * call.stride[0] + d * call.dilation[0];
+    const View cells = view(call.source, run.window, plane);
+    for (int64_t i = 0; i < call.kernel[1]; ++i) {
+      const Row row = cells.row(run.row * call.stride[1] + i * call.dilation[1]);
+      for (int64_t k = 0; k < pitch; ++k) {
+        *rows++ = row.at(run.column * call.stride[2] + k);
+      }
     }
   }
   return pitch;
@@ -72,7 +82,7 @@ KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const flo
 // What is added to a run's cells, where anything is.
 KRYPTON_INLINE void read_residual(const Convolution& conv, const Runs& run, const float** cells) {
   if (conv.residual) {
-    const Row row = view(*conv.residual, run.window).row(run.row);
+    const Row row = view(*conv.residual, run.window, run.plane).row(run.row);
     for (int64_t t = 0; t < run.count; ++t) {
       cells[t] = row.at(run.column + t);
     }

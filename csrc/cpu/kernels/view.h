@@ -25,10 +25,10 @@ struct Row {
   }
 };
 
-// The window's part of a source.
+// One plane of the volume as a window sees it.
 struct View {
   Row first;       // all rows are like it
-  int64_t height;  // of the volume
+  int64_t height;  // of the volume; none outside of it
   int64_t y;       // of the block's first row in the volume
   int64_t patch_y, patch_height;
   int64_t pitch;  // numbers from one row of the patch to the next
@@ -49,20 +49,31 @@ struct View {
   }
 };
 
-KRYPTON_INLINE View view(const Source& source, int64_t window) {
-  const int64_t offset = source.patch_offset[2 * window + 1];
-  const int64_t skipped = offset < 0 ? -offset : 0;
-  int64_t columns = least(source.patch_extent[2 * window + 1], source.width - offset) - skipped;
+// Planes are counted from the block's first.
+KRYPTON_INLINE View view(const Source& source, int64_t window, int64_t plane) {
+  const int64_t* const offset = source.patch_offset + 3 * window;
+  const int64_t* const extent = source.patch_extent + 3 * window;
+  const int64_t* const read = source.read_offset + 3 * window;
+  const int64_t skipped = offset[2] < 0 ? -offset[2] : 0;
+  int64_t columns = least(extent[2], source.width - offset[2]) - skipped;
   columns = columns < 0 ? 0 : columns;
-  return {{source.base + source.image[window] * source.height * source.width * source.channels,
+  int64_t w = read[0] + plane, p = w - offset[0];
+  int64_t height = source.height, patch_height = extent[1];
+  if (static_cast<uint64_t>(w) >= static_cast<uint64_t>(source.depth)) {
+    w = p = height = patch_height = 0;
+  } else if (static_cast<uint64_t>(p) >= static_cast<uint64_t>(extent[0])) {
+    p = patch_height = 0;
+  }
+  const int64_t base_plane = source.image[window] * source.depth + w;
+  const int64_t patch_plane = window * source.patch_depth + p;
+  return {{source.base + base_plane * source.height * source.width * source.channels,
            source.patch +
-               (window * source.patch_height * source.patch_width + skipped) * source.channels,
-           source.zeros, source.channels, source.read_offset[2 * window + 1], source.width,
-           offset + skipped, columns},
-          source.height,
-          source.read_offset[2 * window],
-          source.patch_offset[2 * window],
-          source.patch_extent[2 * window],
+               (patch_plane * source.patch_height * source.patch_width + skipped) * source.channels,
+           source.zeros, source.channels, read[2], source.width, offset[2] + skipped, columns},
+          height,
+          read[1],
+          offset[1],
+          patch_height,
           source.patch_width * source.channels};
 }
 

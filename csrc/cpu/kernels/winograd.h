@@ -50,11 +50,12 @@ class Winograd {
  private:
   // Cells along an axis that a tile reads at most.
   static constexpr int kMostCells = group_points(Taps) + Taps * (kMostGroups - 1);
+  static constexpr int kMostPlanes = 3 * kMostGroups;
 
   int64_t groups(int axis) const { return axis_groups(conv_.kernel[axis], Taps); }
   int points_along(int axis) const { return axis_points(conv_.kernel[axis], Taps); }
   int outputs(const Tile& tile, int axis) const {
-    return conv_.kernel[axis] == 1 ? 0 : (axis == 0 ? tile.height : tile.width);
+    return conv_.kernel[axis] == 1 ? 0 : (axis == 1 ? tile.height : tile.width);
   }
 
   // Tiles that have a point lie side by side in its plane: a tile's place depends on the point.
@@ -76,28 +77,26 @@ class Winograd {
   template <typename Pointer>
   KRYPTON_INLINE void addresses(int64_t tile, Pointer planes, int64_t plane, int64_t depth,
                                 Pointer* out) const {
-    const int height = outputs(tiles_[tile], 0), width = outputs(tiles_[tile], 1);
+    const int height = outputs(tiles_[tile], 1), width = outputs(tiles_[tile], 2);
     for (int i = 0; i < points<Taps>(height); ++i) {
       const int y = point<Taps>(height, i);
       for (int j = 0; j < points<Taps>(width); ++j) {
         const int x = point<Taps>(width, j);
         const int kind = least_outputs<Taps>(y) * kMostOutputs + least_outputs<Taps>(x);
         out[i * kMostPoints + j] =
-            planes + (y * points_along(1) + x) * plane + slots_[kind * count_ + tile] * depth;
+            planes + (y * points_along(2) + x) * plane + slots_[kind * count_ + tile] * depth;
       }
     }
   }
 
-  void input(int64_t number) {
-    const Tile& tile = tiles_[number];
-    const int height = outputs(tile, 0), width = outputs(tile, 1);
-    const View view_of = view(conv_.source, tile.window);
-    const float* cells[kMostCells * kMostCells];
-    const int64_t rows = points<Taps>(height) + Taps * (groups(0) - 1);
-    const int64_t columns = points<Taps>(width) + Taps * (groups(1) - 1);
+  // The cells that a tile reads of the plane of one tap along the depth.
+  void read_plane(const Tile& tile, int64_t tap, const float** cells) const {
+    const int64_t rows = points<Taps>(outputs(tile, 1)) + Taps * (groups(1) - 1);
+    const int64_t columns = points<Taps>(outputs(tile, 2)) + Taps * (groups(2) - 1);
     // The last group may have fewer taps; what the others would read does not count.
-    const int64_t read_rows = tile.height + conv_.kernel[0] - 1;
-    const int64_t read_columns = tile.width + conv_.kernel[1] - 1;
+    const int64_t read_rows = tile.height + conv_.kernel[1] - 1;
+    const int64_t read_columns = tile.width + conv_.kernel[2] - 1;
+    const View view_of = view(conv_.source, tile.window, tile.plane + tap);
     for (int64_t i = 0; i < rows; ++i) {
       const Row row = view_of.row(tile.row + i);
       for (int64_t j = 0; j < columns; ++j) {
@@ -105,23 +104,33 @@ class Winograd {
         cells[i * kMostCells + j] = read ? row.at(tile.column + j) : row.zeros;
       }
     }
+  }
+
+  void input(int64_t number) {
+    const Tile& tile = tiles_[number];
+    const int height = outputs(tile, 1), width = outputs(tile, 2);
+    const float* cells[kMostCells * kMostCells];
     float* to[kMostPoints * kMostPoints];
     addresses(number, cells_, plane_, depth_, to);
     int64_t at = 0;
     Vector level{};
-    for (int64_t i = 0; i < groups(0); ++i) {
-      for (int64_t j = 0; j < groups(1); ++j) {
-        const float* const* const group = cells + Taps * (i * kMostCells + j);
-        for (int64_t c = 0; c < channels_; c += kLanes) {
-          const int64_t channel = least(c, channels_ - kLanes);  // the last ones twice
-          const Vector squares = transform<Taps, Input<Taps>, kMostCells>(
-              height, width, group, channel, PutPoint{to, at + channel});
-          level += squares * load<Vector>(conv_.range->energy + channel);
+    for (int64_t tap = 0; tap < conv_.kernel[0]; ++tap) {
+      read_plane(tile, tap, cells);
+      for (int64_t i = 0; i < groups(1); ++i) {
+        for (int64_t j = 0; j < groups(2); ++j) {
+          const float* const* const group = cells + Taps * (i * kMostCells + j);
+          for (int64_t c = 0; c < channels_; c += kLanes) {
+            const int64_t channel = least(c, channels_ - kLanes);  // the last ones twice
+            const Vector squares = transform<Taps, Input<Taps>, kMostCells>(
+                height, width, group, channel, PutPoint{to, at + channel});
+            level += squares * load<Vector>(conv_.range->energy + channel);
+          }
+          at += channels_;
         }
-        at += channels_;
       }
     }
-    const int64_t read = groups(0) * groups(1) * points<Taps>(height) * points<Taps>(width);
+    const int64_t all = conv_.kernel[0] * groups(1) * groups(2);
+    const int64_t read = all * points<Taps>(height) * points<Taps>(width);
     const float limit = conv_.range->limit[conv_.source.image[tile.window]];
     const float sum = total(level);  // not finite where a number is not: then below nothing
     beyond_[number] = !(sum <= limit * read && sum < __builtin_inff());
@@ -130,14 +139,11 @@ class Winograd {
 
   // Output channels of a tile, by definition.
   void direct(int64_t number, int64_t begin, int64_t end) {
+    constexpr int kPlane = kMostCells * kMostCells;
     const Tile& tile = tiles_[number];
-    const View view_of = view(conv_.source, tile.window);
-    const float* cells[kMostCells * kMostCells];
-    for (int64_t i = 0; i < tile.height + conv_.kernel[0] - 1; ++i) {
-      const Row row = view_of.row(tile.row + i);
-      for (int64_t j = 0; j < tile.width + conv_.kernel[1] - 1; ++j) {
-        cells[i * kMostCells + j] = row.at(tile.column + j);
-      }
+    const float* cells[kMostPlanes * kPlane];
+    for (int64_t tap = 0; tap < conv_.kernel[0]; ++tap) {
+      read_plane(tile, tap, cells + tap * kPlane);
     }
     const float* residual[kMostOutputs * kMostOutputs];
     const Finish finish = finish_of(tile, residual);
@@ -145,6 +151,7 @@ class Winograd {
       const DirectRow row{conv_,
                           cells + i * kMostCells,
                           kMostCells,
+                          kPlane,
                           begin,
                           end,
                           finish,
@@ -157,9 +164,9 @@ class Winograd {
   void multiply() {
     const float* weight = conv_.weight;
     const float* const end = weight + winograd_points(conv_.kernel) * padded_ * depth_;
-    for (int y = 0; y < points_along(0); ++y) {
-      for (int x = 0; x < points_along(1); ++x) {
-        const int64_t number = y * points_along(1) + x;
+    for (int y = 0; y < points_along(1); ++y) {
+      for (int x = 0; x < points_along(2); ++x) {
+        const int64_t number = y * points_along(2) + x;
         const int64_t rows = used_[least_outputs<Taps>(y)][least_outputs<Taps>(x)];
         for (int64_t k = 0; k < padded_; k += kPanel) {
           const float* const next = weight + depth_ * kPanel;
@@ -176,7 +183,7 @@ class Winograd {
   // What is done to the tile's outputs; `residual` is room for what is added to them.
   Finish finish_of(const Tile& tile, const float* (&residual)[kMostOutputs * kMostOutputs]) const {
     if (conv_.residual) {
-      const View cells = view(*conv_.residual, tile.window);
+      const View cells = view(*conv_.residual, tile.window, tile.plane);
       for (int i = 0; i < tile.height; ++i) {
         const Row row = cells.row(tile.row + i);
         for (int j = 0; j < tile.width; ++j) {
@@ -190,13 +197,13 @@ class Winograd {
 
   float* first_output(const Tile& tile) const {
     const Output& out = conv_.out;
-    return out.data +
-           ((tile.window * out.height + tile.row) * out.width + tile.column) * out.channels;
+    const int64_t row = (tile.window * out.depth + tile.plane) * out.height + tile.row;
+    return out.data + (row * out.width + tile.column) * out.channels;
   }
 
   void output(int64_t number) {
     const Tile& tile = tiles_[number];
-    const int height = outputs(tile, 0), width = outputs(tile, 1);
+    const int height = outputs(tile, 1), width = outputs(tile, 2);
     const float* residual[kMostOutputs * kMostOutputs];
     const Finish finish = finish_of(tile, residual);
     const Output& out = conv_.out;
