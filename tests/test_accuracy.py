@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,29 +17,53 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from captum_krypton import KryptonOcclusion
 
-SIDE, WINDOW = 128, 16
-WINDOWS: dict[str, Any] = {
-    "sliding_window_shapes": (3, WINDOW, WINDOW),
-    "strides": (3, WINDOW, WINDOW),
-}
 
+@dataclass(frozen=True)
+class Case:
+    """A network, its input, and windows side by side that cover all channels."""
 
-def network(name: str) -> nn.Module:
-    """Random weights, with batch norms that have seen activations: no layer is almost constant."""
-    torch.manual_seed(0)
-    if name.startswith("edgenext"):
-        made = timm.create_model(name)
-    elif name == "long kernels":
-        made = long_kernels()
-    else:
-        made = torchvision.models.get_model(name, weights=None)
-    norms = [module for module in made.modules() if isinstance(module, _BatchNorm)]
-    if norms:
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...] = (3, 128, 128)
+    window: tuple[int, ...] = (16, 16)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Captum's window and stride."""
+        return (self.shape[0], *self.window)
+
+    def network(self) -> nn.Module:
+        """Random weights, with batch norms that have seen activations: no layer is constant."""
+        torch.manual_seed(0)
+        made = self.build()
+        norms = [module for module in made.modules() if isinstance(module, _BatchNorm)]
         for norm in norms:
             norm.momentum = None  # the mean of all passes
-        with torch.no_grad():
-            made.train()(torch.randn(8, 3, SIDE, SIDE))
-    return made.eval()
+        if norms:
+            with torch.no_grad():
+                made.train()(torch.randn(8, *self.shape))
+        return made.eval()
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, x: Tensor, some: list[int], dtype: torch.dtype) -> Tensor:
+        """A forward pass for each of some windows, (windows, outputs), float64."""
+        counts = [math.ceil(n / w) for n, w in zip(self.shape[1:], self.window, strict=True)]
+        rows = []
+        for number in some:
+            occluded = x.to(dtype).clone()
+            places = zip(np.unravel_index(number, counts), self.window, strict=True)
+            inside = [slice(int(i) * size, (int(i) + 1) * size) for i, size in places]
+            occluded[(..., *inside)] = 0
+            rows.append(model(occluded)[0].double())
+        return torch.stack(rows)
+
+
+def torchvision_case(name: str) -> Case:
+    return Case(lambda: torchvision.models.get_model(name, weights=None))
+
+
+def video(name: str) -> Case:
+    build = getattr(torchvision.models.video, name)
+    return Case(lambda: build(num_classes=100), (3, 8, 48, 48), (4, 16, 16))
 
 
 def long_kernels() -> nn.Module:
@@ -48,34 +75,53 @@ def long_kernels() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 100))
 
 
-@torch.no_grad()
-def outputs(model: nn.Module, x: Tensor, windows: list[int], dtype: torch.dtype) -> Tensor:
-    """A forward pass for each of some windows, (windows, outputs), float64."""
-    rows = []
-    for window in windows:
-        top, left = (WINDOW * place for place in divmod(window, SIDE // WINDOW))
-        occluded = x.to(dtype).clone()
-        occluded[:, :, top : top + WINDOW, left : left + WINDOW] = 0
-        rows.append(model(occluded)[0].double())
-    return torch.stack(rows)
+def signal() -> nn.Module:
+    """Residual blocks over one axis."""
+    layers: list[nn.Module] = [nn.Conv1d(12, 64, 15, 4, 7), nn.BatchNorm1d(64), nn.ReLU()]
+    for _ in range(6):
+        layers += [nn.Conv1d(64, 64, 7, padding=3), nn.BatchNorm1d(64), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 100))
+
+
+def normalised(norm: Callable[[], nn.Module]) -> nn.Module:
+    """A volume under a norm that adds up whole channels of it, which are not around zero."""
+    layers: list[nn.Module] = []
+    for channels in (1, 16, 16):
+        convolution = nn.Conv3d(channels, 16, 3, padding=1)
+        nn.init.constant_(convolution.bias, 8.0)
+        layers += [convolution, norm(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool3d(3), nn.Flatten(), nn.Linear(432, 100))
+
+
+CASES = {
+    **{name: torchvision_case(name) for name in ("vgg11", "resnet18", "squeezenet1_1")},
+    "densenet121": torchvision_case("densenet121"),
+    "edgenext": Case(lambda: timm.create_model("edgenext_xx_small")),
+    "long kernels": Case(long_kernels),
+    **{name: video(name) for name in ("r3d_18", "mc3_18", "r2plus1d_18")},
+    "signal": Case(signal, (12, 2000), (64,)),
+    "group norm": Case(lambda: normalised(lambda: nn.GroupNorm(4, 16)), (1, *[48] * 3), (16,) * 3),
+    "instance norm": Case(
+        lambda: normalised(lambda: nn.InstanceNorm3d(16)), (1, *[48] * 3), (16,) * 3
+    ),
+}
 
 
 @pytest.mark.parametrize("winograd", [True, False])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@pytest.mark.parametrize(
-    "name",
-    ["vgg11", "resnet18", "squeezenet1_1", "densenet121", "edgenext_xx_small", "long kernels"],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_errors_are_at_most_twice_a_forward_passes(name: str, winograd: bool) -> None:
-    """Root mean squares over all outputs, of windows all over the image."""
-    model = network(name)
-    x = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    windows = list(range(0, (SIDE // WINDOW) ** 2, 7))
-    heat = KryptonOcclusion(model, winograd=winograd).heatmap(x, target=None, **WINDOWS)
-    assert heat.report.path == "incremental"
+    """Root mean squares over all outputs, of windows all over the input."""
+    case = CASES[name]
+    model = case.network()
+    x = torch.randn(1, *case.shape, generator=torch.Generator().manual_seed(1))
+    explainer = KryptonOcclusion(model, winograd=winograd)
+    heat = explainer.heatmap(x, case.windows, strides=case.windows, target=None)
+    assert heat.report.path in ("incremental", "full")
+    windows = list(range(0, heat.report.windows, 7))
     ours = heat.scores[0].flatten(1).T[windows].double()
-    naive = outputs(model, x, windows, torch.float32)
-    exact = outputs(copy.deepcopy(model).double(), x, windows, torch.float64)
+    naive = case.outputs(model, x, windows, torch.float32)
+    exact = case.outputs(copy.deepcopy(model).double(), x, windows, torch.float64)
 
     def error(computed: Tensor) -> float:
         return (computed - exact).square().mean().sqrt().item()

@@ -152,8 +152,9 @@ def test_every_plan_is_checked() -> None:
     explainer = KryptonOcclusion(model)
     asked = [(1, None), (1, None), (2, None), (2, 1), (1, 1), (1, None)]
     checked = [
-        explainer.heatmap(torch.rand(rows, 3, 12, 12), **WINDOWS, perturbations_per_eval=at_once)
-        .report.checked_windows
+        explainer.heatmap(
+            torch.rand(rows, 3, 12, 12), **WINDOWS, perturbations_per_eval=at_once
+        ).report.checked_windows
         for rows, at_once in asked
     ]
     assert checked == [1, 0, 1, 1, 1, 0]

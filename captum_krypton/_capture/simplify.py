@@ -18,6 +18,7 @@ from torch import Tensor
 from .._kernels import join_block
 from .graph import BatchInt, Graph, Node, Value, ValueId, map_arguments
 from .linear import as_convolutions
+from .recorder import trains
 from .scale import fold_scale
 
 __all__ = ["simplified"]
@@ -275,7 +276,7 @@ def _separate_rows(graph: Graph) -> None:
 
 
 # Operators that read memory as it lies: the recorded call had packed operands where they matter.
-# Group norm is here since PyTorch's loses digits where channels are last.
+# Norms are here since PyTorch's lose digits where channels are last.
 _READS_MEMORY = (
     "as_strided",
     "_scaled_dot_product_",
@@ -293,6 +294,8 @@ _READS_MEMORY = (
 def _reads_memory(node: Node) -> bool:
     """Whether an operator may rely on the strides of its operands; one of others may."""
     space, _, name = node.name.partition(".")
+    if "batch_norm" in name:  # instance norm is one, of one row
+        return trains(node.bound())
     return space not in ("aten", "captum_krypton") or name.startswith(_READS_MEMORY)
 
 

@@ -68,9 +68,7 @@ class CapturedModel:
         if settings.cuda_graphs and device.type == "cuda":  # they take memory, and know their plan
             budget = self._budgets.setdefault(device, room.memory_budget)
             room = replace(room, memory_budget=budget)
-        return self.plan(
-            call, position, room=room, winograd=settings.winograd, threshold=threshold
-        )
+        return self.plan(call, position, room=room, winograd=settings.winograd, threshold=threshold)
 
     def plan(
         self,
