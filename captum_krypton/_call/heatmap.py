@@ -139,6 +139,27 @@ class OcclusionMap:
         (top, bottom), (left, right) = edges
         return left, right, bottom, top
 
+    def grid_affine(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        """Where the windows lie in the input, as an affine matrix.
+
+        It takes the place of a window in the grid to the middle of the window in the input's cells,
+        both counted from 0 at the middle of the first one, as NIfTI does:
+        `grid_affine() @ (*place, 1)`, of n axes after the channels. For a volume with an affine
+        of its own, `affine @ heat.grid_affine()` is that of `scores`.
+
+        The last window along an axis is clipped at the border. Where `size - window` is no multiple
+        of the stride, its middle is half of what was cut off nearer than the matrix says: less than
+        half of a stride. `grid.along` has what every window covers.
+
+        Returns:
+            float64, (n + 1, n + 1).
+        """
+        first = 1 if len(self.grid.shape) > 1 else 0
+        window, stride = np.array(self.grid.window[first:]), self.grid.stride[first:]
+        matrix = np.diag([*map(float, stride), 1.0])
+        matrix[:-1, -1] = (window - 1) / 2
+        return matrix
+
     def plot(
         self, image: Any = None, *, example: int = 0, output: int | tuple[int, ...] | None = None
     ) -> Figure:

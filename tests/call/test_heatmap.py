@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_krypton import KryptonOcclusion, OcclusionMap
+from captum_krypton import KryptonOcclusion, OcclusionMap, Report
+from captum_krypton._call.windows import WindowGrid
 
 
 def bright_spot(row: int, column: int) -> tuple[nn.Module, Tensor]:
@@ -60,3 +64,41 @@ def test_a_map_along_one_axis_has_no_extent() -> None:
     heat = signal.heatmap(torch.rand(1, 3, 20), (3, 5), (3, 5), target=0)
     with pytest.raises(ValueError, match="two window axes"):
         heat.extent()
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> WindowGrid:
+    """Windows over a signal, an image or a volume of a few channels."""
+    sizes, windows, strides = [2], [2], [2]
+    for _ in range(draw(st.integers(1, 3))):
+        sizes.append(draw(st.integers(1, 30)))
+        windows.append(draw(st.integers(1, sizes[-1])))
+        strides.append(draw(st.integers(1, windows[-1])))
+    return WindowGrid(tuple(sizes), tuple(windows), tuple(strides))
+
+
+@given(grids())
+def test_the_affine_of_the_grid_leads_to_the_middles_of_the_windows(grid: WindowGrid) -> None:
+    heat = OcclusionMap(torch.zeros(1, *grid.counts[1:]), torch.zeros(1), grid, 0, Report("full"))
+    matrix = heat.grid_affine()
+    assert matrix.shape == (len(grid.shape), len(grid.shape))
+    assert not matrix[-1, :-1].any() and matrix[-1, -1] == 1
+    places = np.indices(grid.counts[1:]).reshape(len(grid.shape) - 1, -1)
+    found = (matrix @ np.vstack([places, np.ones_like(places[:1])]))[:-1]
+    for axis, (along, place) in enumerate(zip(found, places, strict=True)):
+        cells = np.arange(grid.shape[axis + 1])
+        covered = grid.cover(axis + 1)
+        middles = (covered * cells[:, None]).sum(0) / covered.sum(0)
+        cut = grid.window[axis + 1] - covered.sum(0)
+        assert not cut[:-1].any() and cut[-1] < grid.stride[axis + 1]
+        np.testing.assert_allclose(along, (middles + cut / 2)[place])
+
+
+@pytest.mark.parametrize(("window", "stride"), [(8, 4), (10, 2), (6, 6), (9, 5)])
+def test_the_affine_of_the_grid_is_the_extent_of_a_picture(window: int, stride: int) -> None:
+    heat = made(20, 30, window, stride)
+    left, right, bottom, top = heat.extent()
+    rows, columns = heat.scores.shape[1:]
+    corners = heat.grid_affine() @ [[-0.5, rows - 0.5], [-0.5, columns - 0.5], [1, 1]]
+    # A picture's first pixel reaches from 0 to 1, a cell's middle is its number.
+    assert (corners[:-1] + 0.5).tolist() == [[top, bottom], [left, right]]
