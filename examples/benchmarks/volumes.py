@@ -1,19 +1,21 @@
 """Volumes, videos and signals: maps beside Captum's at its fastest batch size.
 
     python examples/benchmarks/volumes.py --networks r3d_18 m5
-    python examples/benchmarks/volumes.py --threads 1 --json-folder results
+    python examples/benchmarks/volumes.py --threads 1 --json-folder docs/data/volumes
 
 Each network is a file of its own, and one that is there is not run again. Captum's time is that of
-a sample of the windows, scaled to the map; both sides take turns. MONAI's networks need
-`pip install monai`. All weights are random.
+a sample of the windows, scaled to the map; both sides take turns. Peaks of memory are those of
+processes of their own. MONAI's networks need the extra `monai`. All weights are random.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 from _shared import captum_seconds_per_window, fastest_batch, machine, sampled_windows
+from _sides import Process, Task
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
+from captum_krypton._call import require
 
 BATCHES = (1, 4, 16)
 
@@ -79,13 +83,12 @@ def video(name: str) -> nn.Module:
 
 def monai(name: str, **arguments: Any) -> nn.Module:
     """A network of MONAI's."""
-    from monai.networks import nets
-
+    nets = require("monai.networks.nets", extra="monai", used_by=name)
     return getattr(nets, name)(**arguments)
 
 
-def unet(axes: int) -> nn.Module:
-    """MONAI's U-Net: residual units, PReLU, batch norm, transposed convolutions."""
+def unet(axes: int, norm: str = "batch") -> nn.Module:
+    """MONAI's U-Net: residual units, PReLU, transposed convolutions, and a norm."""
     return monai(
         "UNet",
         spatial_dims=axes,
@@ -94,8 +97,20 @@ def unet(axes: int) -> nn.Module:
         channels=(16, 32, 64, 128),
         strides=(2, 2, 2),
         num_res_units=2,
-        norm="batch",
+        norm=norm,
     )
+
+
+def segresnet() -> nn.Module:
+    """MONAI's SegResNet: residual blocks with group norms, and a decoder."""
+    return monai("SegResNet", spatial_dims=3, in_channels=1, out_channels=2)
+
+
+def captum_windows(
+    channels: int, window: tuple[int, ...], stride: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Captum's arguments for windows over all channels."""
+    return {"sliding_window_shapes": (channels, *window), "strides": (channels, *stride)}
 
 
 @dataclass(frozen=True)
@@ -117,11 +132,25 @@ class Question:
     @property
     def windows(self) -> dict[str, tuple[int, ...]]:
         """Captum's arguments."""
-        channels = self.shape[0]
-        return {
-            "sliding_window_shapes": (channels, *self.window),
-            "strides": (channels, *self.stride),
-        }
+        return captum_windows(self.shape[0], self.window, self.stride)
+
+
+@dataclass(frozen=True)
+class VolumeTask(Task):
+    """A task of one to three window axes: `window` and `stride` have a number for each."""
+
+    window: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def windows(self) -> dict[str, tuple[int, ...]]:
+        """Captum's arguments."""
+        return captum_windows(self.x.shape[1], self.window, self.stride)
+
+    def corners(self) -> list[tuple[int, ...]]:
+        """First cell of every window."""
+        axes = zip(self.x.shape[2:], self.window, self.stride, strict=True)
+        ranges = (range(0, size - window + stride, stride) for size, window, stride in axes)
+        return list(itertools.product(*ranges))
 
 
 def cube(build: Callable[[], nn.Module], side: int = 64, stride: int = 8) -> Question:
@@ -161,6 +190,15 @@ QUESTIONS = {
     "ecg_resnet18": signal(lambda: resnet(18, 1, 12)),
     "ecg_densenet121": signal(lambda: densenet(1, 12)),
     "m5": Question(M5, (1, 16000), (400,), (100,)),
+    "monai_resnet18_96": cube(lambda: resnet(18, 3, 1), side=96),
+    "monai_resnet50_96": cube(lambda: resnet(50, 3, 1), side=96),
+    "monai_densenet121_96": cube(lambda: densenet(3, 1), side=96),
+    "monai_segresnet": cube(lambda: MeanOutcome(segresnet()), stride=16),
+    "monai_segresnet_one_voxel": cube(lambda: OneVoxel(segresnet()), stride=16),
+    "monai_unet_instance": cube(lambda: MeanOutcome(unet(3, "instance")), stride=16),
+    "monai_unet_instance_2d": Question(
+        lambda: MeanOutcome(unet(2, "instance")), (1, 224, 224), (16, 16), (8, 8)
+    ),
 }
 
 
@@ -200,6 +238,7 @@ def compare(name: str, rounds: int, sample: int, threads: int) -> dict[str, Any]
     ours = statistics.median(own for _, own in turns)
     theirs = statistics.median(other for other, _ in turns)
     report = heat.report
+    peaks = memory(network, x, question, batch)
     return {
         "network": name,
         "shape": question.shape,
@@ -217,9 +256,31 @@ def compare(name: str, rounds: int, sample: int, threads: int) -> dict[str, Any]
         "groups": report.groups,
         "path": report.path,
         "largest_difference": error,
+        "batch": report.batch_size,
+        **peaks,
         "turns": turns,
         "machine": machine(),
     }
+
+
+def memory(network: nn.Module, x: Tensor, question: Question, batch: int) -> dict[str, float]:
+    """Peak MiB of two processes: one makes a map, one runs Captum's windows `batch` at a time."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "network.pt")
+        torch.save(network, file)
+        threads = torch.get_num_threads()
+        task = VolumeTask(file, x, 1, question.window, question.stride, "cpu", threads)
+        for side, prefix, work in (
+            ("krypton", "", ("seconds",)),
+            ("captum", "captum_", ("seconds_per_window", batch, 1)),
+        ):
+            process = Process(side, task)
+            found[f"{prefix}memory_before_mib"] = process.call("start_memory")
+            process.call(*work)
+            found[f"{prefix}memory_peak_mib"] = process.call("peak_memory")
+            process.close()
+    return found
 
 
 def difference(network: nn.Module, x: Tensor, question: Question, heat: Any) -> float:
@@ -269,7 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{made['first_seconds']:.2f} s, later {made['seconds']:.2f} s "
             f"(predicted {made['predicted_seconds']:.2f}): {made['speedup']:.2f} times; "
             f"by operations {made['by_operations']:.1f}; "
-            f"largest difference {made['largest_difference']:.1e}",
+            f"largest difference {made['largest_difference']:.1e}; "
+            f"peak {made['memory_peak_mib']:.0f} MiB, "
+            f"Captum's {made['captum_memory_peak_mib']:.0f}",
             flush=True,
         )
 

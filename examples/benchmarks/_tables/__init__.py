@@ -6,6 +6,7 @@ built with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,26 @@ def markdown_table(titles: dict[str, str], rows: list[list[str]]) -> str:
     """Rows of cells under titles, each with its alignment in Markdown."""
     lines = [list(titles), list(titles.values()), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables_by_machine(
+    titles: dict[str, str],
+    results: list[dict[str, Any]],
+    cells: Callable[[dict[str, Any]], list[str]],
+) -> str:
+    """A table of measurements for each machine that made some, with the machine below it.
+
+    Args:
+        titles: the columns, each with its alignment in Markdown.
+        results: the measurements, a row each.
+        cells: the row of a measurement.
+    """
+    machines: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        machines.setdefault(machine_name(result), []).append(result)
+    parts = [
+        f"{markdown_table(titles, [cells(result) for result in group])}\n\n"
+        f"Measured on: {machine_line(*group)}."
+        for group in machines.values()
+    ]
+    return "\n\n".join(parts) if parts else NOTHING

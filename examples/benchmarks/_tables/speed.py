@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from . import DATA, NOTHING, machine_line, machine_name, markdown_table
+from . import DATA, NOTHING, markdown_table, tables_by_machine
 
 INCREMENTAL = ("krypton", "launched", "fused", "reference")  # sides of ours, which make whole maps
 
@@ -76,15 +76,7 @@ def speed_table(results: list[dict[str, Any]]) -> str:
             f"{ours['report']['theoretical_speedup']:.1f}",
         ]
 
-    machines: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        machines.setdefault(machine_name(result), []).append(result)
-    parts = [
-        f"{markdown_table(titles, [cells(result) for result in group])}\n\n"
-        f"Measured on: {machine_line(*group)}."
-        for group in machines.values()
-    ]
-    return "\n\n".join(parts) if parts else NOTHING
+    return tables_by_machine(titles, results, cells)
 
 
 def detail_table(results: list[dict[str, Any]]) -> str:

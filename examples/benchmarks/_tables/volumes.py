@@ -1,0 +1,69 @@
+"""The table of volumes, videos and signals beside Captum."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import DATA, NOTHING, tables_by_machine
+
+
+def volume_results(folder: Path = DATA / "volumes") -> list[dict[str, Any]]:
+    """What `volumes.py` wrote to a folder: those of three window axes first, each by name."""
+    results = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    return sorted(results, key=lambda result: -len(result["window"]))
+
+
+def volume_table(results: list[dict[str, Any]]) -> str:
+    """The table of what `volumes.py` measured, one for each machine and number of threads."""
+    titles = {
+        "network": "---",
+        "input": "---",
+        "window/stride": "--:",
+        "windows": "--:",
+        "path": "---",
+        "Captum, s (batch)": "--:",
+        "first map, s": "--:",
+        "later maps, s": "--:",
+        "speed-up": "--:",
+        "by operations": "--:",
+        "peak, MiB": "--:",
+        "Captum's, MiB": "--:",
+    }
+
+    def cells(result: dict[str, Any]) -> list[str]:
+        return [
+            result["network"],
+            "x".join(map(str, result["shape"])),
+            f"{_sizes(result['window'])}/{_sizes(result['stride'])}",
+            str(result["windows"]),
+            result["path"],
+            f"{result['captum_seconds']:.1f} ({result['captum_batch']})",
+            f"{result['first_seconds']:.1f}",
+            f"{result['seconds']:.1f}",
+            f"{result['speedup']:.2f}",
+            f"{result['by_operations']:.2f}",
+            f"{result['memory_peak_mib']:.0f}",
+            f"{result['captum_memory_peak_mib']:.0f}",
+        ]
+
+    return tables_by_machine(titles, results, cells)
+
+
+def volumes_section(results: list[dict[str, Any]]) -> str:
+    """The measured part of the documentation's section on volumes, videos and signals."""
+    if not results:
+        return NOTHING
+    worst = max(results, key=lambda result: result["largest_difference"])
+    return (
+        f"{volume_table(results)}\n\n"
+        "Some windows of each map were compared with plain forward passes; the largest difference, "
+        f"relative to the largest of their outcomes, is {worst['largest_difference']:.1e} "
+        f"({worst['network']})."
+    )
+
+
+def _sizes(sizes: list[int]) -> str:
+    """One number where all are the same, as those of a cube are."""
+    return str(sizes[0]) if len(set(sizes)) == 1 else "x".join(map(str, sizes))
