@@ -357,14 +357,16 @@ def volume_result(name: str, window: list[int], threads: int = 1) -> dict[str, A
         "stride": [8] * len(window),
         "windows": 27,
         "captum_batch": 4,
-        "captum_seconds": 12.34,
+        "captum_seconds": 1234.4,
         "first_seconds": 2.5,
         "seconds": 1.25,
         "speedup": 9.872,
         "by_operations": 20.0,
         "path": "incremental",
         "largest_difference": 2e-7 if name == "m5" else 1e-7,
+        "memory_before_mib": 300.0,
         "memory_peak_mib": 400.4,
+        "captum_memory_before_mib": 310.0,
         "captum_memory_peak_mib": 900.6,
         "machine": {
             "processor": "Abacus",
@@ -394,10 +396,10 @@ def test_table_of_volumes(tmp_path: Path, benchmarks: None) -> None:
         (tmp_path / f"{number}.json").write_text(json.dumps(made))
     first, second = volumes_section(volume_results(tmp_path)).split("Measured on: ")[:2]
     assert first.splitlines()[2:4] == [
-        "| r3d_18 | 1x8x32x32 | 4x16x16/8 | 27 | incremental | 12.3 (4) | 2.5 | 1.2 | 9.87 | 20.00 "
-        "| 400 | 901 |",
-        "| m5 | 1x800 | 400/8 | 27 | incremental | 12.3 (4) | 2.5 | 1.2 | 9.87 | 20.00 "
-        "| 400 | 901 |",
+        "| r3d_18 | 1x8x32x32 | 4x16x16/8 | 27 | incremental | 1234 (4) | 2.5 | 1.25 | 9.87 "
+        "| 20.00 | 400 (100) | 901 (591) |",
+        "| m5 | 1x800 | 400/8 | 27 | incremental | 1234 (4) | 2.5 | 1.25 | 9.87 "
+        "| 20.00 | 400 (100) | 901 (591) |",
     ]
     assert second.startswith("Abacus (none), 1 CPU threads, Wood, Python 3.10, monai 1.0; 2026-01-")
     assert "| cube | 1x32x32x32 | 16/8 |" in second

@@ -28,7 +28,7 @@ def volume_table(results: list[dict[str, Any]]) -> str:
         "later maps, s": "--:",
         "speed-up": "--:",
         "by operations": "--:",
-        "peak, MiB": "--:",
+        "peak (rise), MiB": "--:",
         "Captum's, MiB": "--:",
     }
 
@@ -39,13 +39,13 @@ def volume_table(results: list[dict[str, Any]]) -> str:
             f"{_sizes(result['window'])}/{_sizes(result['stride'])}",
             str(result["windows"]),
             result["path"],
-            f"{result['captum_seconds']:.1f} ({result['captum_batch']})",
-            f"{result['first_seconds']:.1f}",
-            f"{result['seconds']:.1f}",
+            f"{_seconds(result['captum_seconds'])} ({result['captum_batch']})",
+            _seconds(result["first_seconds"]),
+            _seconds(result["seconds"]),
             f"{result['speedup']:.2f}",
             f"{result['by_operations']:.2f}",
-            f"{result['memory_peak_mib']:.0f}",
-            f"{result['captum_memory_peak_mib']:.0f}",
+            _memory(result, ""),
+            _memory(result, "captum_"),
         ]
 
     return tables_by_machine(titles, results, cells)
@@ -67,3 +67,12 @@ def volumes_section(results: list[dict[str, Any]]) -> str:
 def _sizes(sizes: list[int]) -> str:
     """One number where all are the same, as those of a cube are."""
     return str(sizes[0]) if len(set(sizes)) == 1 else "x".join(map(str, sizes))
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}"
+
+
+def _memory(result: dict[str, Any], prefix: str) -> str:
+    peak = result[f"{prefix}memory_peak_mib"]
+    return f"{peak:.0f} ({peak - result[f'{prefix}memory_before_mib']:.0f})"
