@@ -247,6 +247,11 @@ class Engine:
                     maps.append(run.unread(setup + time.perf_counter() - began))
                     setup = 0.0
                     continue
+                ordinary = approximation.exact and not run.timed
+                if ordinary and run.pace.leaves_plan:
+                    maps.append(run.map_by_forward(advance, setup))
+                    setup = 0.0
+                    continue
                 made = make_maps(approximation, run, advance)
                 _wait(made.maps.scores)
                 check = time.perf_counter()
@@ -258,8 +263,9 @@ class Engine:
                     setup_seconds=setup + now - check,
                     largest_check_error=error,
                 )
-                if approximation.exact and not run.timed:  # else it is no prediction of this run
+                if ordinary:  # else it is no prediction of this run
                     _observe(run.device, report)
+                    run.pace.saw_plan(check - began, run.grid.total)
                 ran.append((run.plan, made.execution.statistics))
                 maps.append(run.map(made.maps.scores, report))
                 setup = 0.0

@@ -9,9 +9,12 @@ from ._approximate import Approximation, DrillDown
 from ._capture import Node, ValueId
 from ._kernels import convolution_block, join_block
 from ._operators import Algorithm, Kind, Rule
-from ._plan import Plan
+from ._plan import Analysis, Plan, analyse
 
 __all__ = ["Explanation", "OperatorRow", "explain"]
+
+_MOVES = {"aten.contiguous", "aten.reshape"}  # in front of an operator that is the reason
+_NOTEWORTHY = 0.2  # of the multiply-accumulates: a classifier's head has less
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,41 @@ def _totals(plan: Plan, approximation: Approximation, origin: str) -> str:
             "global operators (they need the whole volume of every window): "
             + ", ".join(sorted(global_rows))
         )
+    lines += _not_saved(plan)
     return "\n".join(lines)
+
+
+def _not_saved(plan: Plan) -> list[str]:
+    """What the first operator that changes whole volumes, such as a norm, leaves to be saved."""
+    analysis, graph = plan.analysis, plan.analysis.graph
+    if not plan.incremental:
+        analysis = analyse(graph, analysis.occluded, analysis.dims[analysis.occluded])
+    whole = [
+        node
+        for node, rule in zip(graph.nodes, analysis.rules, strict=True)
+        if (rule is None or rule.is_global) and _changes(analysis, node)
+    ]
+    named = [node.name for node in whole if node.name not in _MOVES]
+    if not named:
+        return []
+    after = {whole[0].results[0]}
+    macs = 0
+    for node, cost in zip(graph.nodes, plan.costs, strict=True):
+        if not after.isdisjoint(node.operands()):
+            after.update(node.results)
+            macs += cost.macs
+    share = macs / max(plan.macs_full, 1)
+    if share < _NOTEWORTHY:
+        return []
+    return [
+        f"{named[0]} makes whole volumes of every window's change: {share:.0%} of the "
+        "multiply-accumulates come after it, and are not saved"
+    ]
+
+
+def _changes(analysis: Analysis, node: Node) -> bool:
+    """Whether a window changes what an operator reads."""
+    return any(analysis.kinds[v] in (Kind.LOCAL, Kind.FULL) for v in node.operands())
 
 
 def _drill_down(plan: Plan, settings: DrillDown) -> str:

@@ -154,3 +154,24 @@ def test_a_fallback_is_named() -> None:
     assert explanation.plans == ()
     assert str(explanation).startswith("Captum's own path: ")
     assert "random" in explanation.fallback
+
+
+@pytest.mark.parametrize(
+    ("norm", "window", "said"),
+    [
+        (nn.GroupNorm(2, 8), 4, "aten.native_group_norm"),
+        (nn.InstanceNorm2d(8), 4, "aten.native_batch_norm"),  # of one row
+        (nn.GroupNorm(2, 8), 24, "aten.native_group_norm"),
+        (nn.BatchNorm2d(8), 4, ""),
+    ],
+)
+def test_what_a_norm_leaves_to_be_saved(norm: nn.Module, window: int, said: str) -> None:
+    """Statistics of whole volumes change everything behind them."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    windows = {"sliding_window_shapes": (3, window, window), "strides": (3, window, window)}
+    text = str(KryptonOcclusion(network.eval()).explain(torch.randn(1, 3, 32, 32), **windows))
+    lines = [line for line in text.splitlines() if "come after it, and are not saved" in line]
+    assert len(lines) == (1 if said else 0)
+    assert all(line.startswith(said) for line in lines)

@@ -27,7 +27,8 @@ class Report:
         path: "incremental" (only what a window can reach was computed again), "full" (whole
             volumes in the captured graph, where a plan with patches would have cost more),
             "naive" (the forward function for every window: a model's first ones, too few for a
-            graph to pay) or "captum" (a fall-back, for the reasons given).
+            graph to pay, or all where maps by the plan were seen to take longer) or "captum" (a
+            fall-back, for the reasons given).
         reasons: why the path is not "incremental".
         windows: windows of the map, an input's images not counted.
         groups: groups of windows of equal geometry.

@@ -312,6 +312,8 @@ def _pack_operands(graph: Graph) -> None:
         packed: list[Node] = []
 
         def pack(value: Value, packed: list[Node] = packed) -> Value:
+            if len(graph.shapes[value.id]) < 2:  # such as a norm's weight
+                return value
             made = graph.new_value(graph.shapes[value.id], graph.dtypes[value.id])
             packed.append(Node(aten.contiguous.default, (value,), {}, (made,)))
             return Value(made)

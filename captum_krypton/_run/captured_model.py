@@ -19,6 +19,7 @@ from .._plan import Analysis, Plan, Room, analyse, fused, make_plan
 from .group import Material
 from .interpreter import prepare_constants
 from .layout import prefers_channels_last
+from .pace import Pace
 from .replay_cache import ReplayCache
 
 __all__ = ["CapturedModel", "ModelCache"]
@@ -42,6 +43,7 @@ class CapturedModel:
         self._budgets: dict[torch.device, int] = {}
         self.packs: dict[tuple[ValueId, Algorithm], PackedWeight] = {}
         self.checked: set[tuple[Any, ...]] = set()
+        self.paces: dict[tuple[Any, ...], Pace] = {}
         self.notes: dict[tuple[Any, ...], list[Any]] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._analyses: dict[tuple[Any, ...], Analysis] = {}
@@ -65,9 +67,12 @@ class CapturedModel:
         device = call.inputs[position].device
         rows = None if call.perturbations is None else call.perturbations * call.examples
         room = Room.on(device, settings.memory_budget, rows)
-        if settings.cuda_graphs and device.type == "cuda":  # they take memory, and know their plan
-            budget = self._budgets.setdefault(device, room.memory_budget)
-            room = replace(room, memory_budget=budget)
+        kept = self._budgets.setdefault(device, room.memory_budget)
+        replayed = settings.cuda_graphs and device.type == "cuda"  # they take memory themselves
+        if replayed or kept // 2 <= room.memory_budget <= 2 * kept:
+            room = replace(room, memory_budget=kept)  # so that a plan is used again
+        else:
+            self._budgets[device] = room.memory_budget
         return self.plan(call, position, room=room, winograd=settings.winograd, threshold=threshold)
 
     def plan(

@@ -16,7 +16,6 @@ from torch import Tensor
 from .._call import (
     Call,
     OcclusionMap,
-    Report,
     difference,
     map_of,
     progress,
@@ -25,7 +24,7 @@ from .._call import (
 )
 from .._capture import NotCapturable, Recording, graph_of, record, refuse_modules
 from .check import LOOSE
-from .naive import naive_scores
+from .naive import naive_report, naive_scores
 
 __all__ = ["FewWindows"]
 
@@ -119,21 +118,10 @@ class FewWindows:
                 )
                 if not self._alone_as_together(together, position, target, scores, reference):
                     return None
-                now = time.perf_counter()
-                report = Report(
-                    "naive",
-                    (f"a graph would not pay yet: {windows} windows are too few",),
-                    grid.total,
-                    1,
-                    math.ceil(grid.total / step),
-                    min(step, grid.total) * call.examples,
-                    now - started,
-                    windows_evaluated=grid.total * call.examples,
-                    windows_exact=grid.total * call.examples,
-                    estimated_ssim=1.0,
-                )
+                reason = f"a graph would not pay yet: {windows} windows are too few"
+                report = naive_report("naive", reason, grid.total, step, call, started)
                 maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))
-                started = now
+                started = time.perf_counter()
         return tuple(maps)
 
     def _windows_together(self, call: Call, long: bool) -> int:

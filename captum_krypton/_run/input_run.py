@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,9 +28,12 @@ from .batches import RunStatistics
 from .captured_model import CapturedModel
 from .check import Noise, checked_windows, rounding_of
 from .execution import Execution
-from .naive import Fallback, naive_scores
+from .naive import Fallback, naive_report, naive_scores
+from .pace import Pace, in_best_batches
 
 __all__ = ["InputRun", "Untouched"]
+
+_MOST_ROWS = 8  # that the forward function runs together: more gain nothing on a CPU
 
 
 @dataclass(frozen=True)
@@ -165,15 +169,10 @@ class InputRun:
         """
         if not self.checking:
             return 0.0
-        naive = naive_scores(
-            self.forward,
-            replace(self.call, perturbations=1),
-            self.position,
-            self.untouched.target,
-            self.checking,
-            lambda rows: None,
-            captum=False,
-        )
+        started = time.perf_counter()
+        naive = self._by_forward(self.checking)
+        if self.device.type == "cpu":  # elsewhere it may not have ended
+            self.pace.alone = (time.perf_counter() - started) / len(self.checking)
         error = difference(scores.movedim(1, 0).reshape(naive.shape), naive)
         allowed = max(tolerance(naive, self.untouched.reference), 20 * self._noise.error)
         if not error <= allowed:
@@ -184,7 +183,53 @@ class InputRun:
         self.model.checked.add(self._check_key)
         return error
 
+    def _by_forward(self, windows: list[int], at_once: int = 1) -> Tensor:
+        """Outcomes of some windows by the forward function itself, (windows, N, outputs...)."""
+        call = replace(self.call, perturbations=at_once)
+        scores = naive_scores(
+            self.forward,
+            call,
+            self.position,
+            self.untouched.target,
+            windows,
+            lambda rows: None,
+            captum=False,
+        )
+        return scores
+
     # --- maps
+
+    @property
+    def pace(self) -> Pace:
+        """What windows of the exact plan have taken so far."""
+        return self.model.paces.setdefault(self._check_key, Pace())
+
+    def map_by_forward(self, advance: Callable[[int], None], setup: float) -> OcclusionMap:
+        """The exact map by the forward function itself, in the batches that suit it best.
+
+        Args:
+            advance: told the number of windows of every batch that has been run.
+            setup: seconds that were spent before.
+        """
+        call, started, pace = self.call, time.perf_counter(), self.pace
+
+        def run(windows: list[int]) -> Tensor:
+            scores = self._by_forward(windows, len(windows))
+            advance(len(windows) * call.examples)
+            return scores
+
+        most = min(_MOST_ROWS // call.examples, call.perturbations or _MOST_ROWS)
+        arguments = zip(call.arguments, call.batched, strict=True)
+        if any(isinstance(a, Tensor) and not batched for a, batched in arguments):
+            most = 1  # Captum repeats it for several windows
+        scores, size = in_best_batches(run, self.grid.total, max(1, most))
+        pace.together = min(pace.together, (time.perf_counter() - started) / self.grid.total)
+        reason = (
+            "the forward function itself takes less time than the plan: "
+            f"{pace.together:.3g} against {pace.by_plan:.3g} s a window"
+        )
+        report = naive_report("naive", reason, self.grid.total, size, call, started, setup)
+        return self.map(scores.movedim(0, 1), report)
 
     def map(self, scores: Tensor, report: Report) -> OcclusionMap:
         """The map with the outcomes of all windows, (N, windows, outputs...)."""

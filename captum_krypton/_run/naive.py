@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._call import Call, OcclusionMap, Report, map_of, progress, resolve_target
 
-__all__ = ["Fallback", "naive_maps", "naive_scores", "occluded_inputs"]
+__all__ = ["Fallback", "naive_maps", "naive_report", "naive_scores", "occluded_inputs"]
 
 
 class Fallback(Exception):
@@ -135,18 +135,37 @@ def naive_maps(
                 advance,
                 captum=True,
             )
-        report = Report(
-            "captum",
-            (reason,),
-            grid.total,
-            1,
-            math.ceil(grid.total / (call.perturbations or 1)),
-            call.perturbations or 1,
-            time.perf_counter() - started,
-            windows_evaluated=grid.total * call.examples,
-            windows_exact=grid.total * call.examples,
-            estimated_ssim=1.0,
-        )
+        step = call.perturbations or 1
+        report = naive_report("captum", reason, grid.total, step, call, started)
         rows = scores.movedim(0, 1) if scores.dim() > 1 else scores[None]
         maps.append(map_of(grid, rows, reference, target, report))
     return tuple(maps)
+
+
+def naive_report(
+    path: str, reason: str, windows: int, size: int, call: Call, started: float, setup: float = 0.0
+) -> Report:
+    """What is known of a map by the forward function.
+
+    Args:
+        path: `Report.path`.
+        reason: why the forward function made it.
+        windows: its windows.
+        size: how many of them ran together.
+        call: the checked arguments.
+        started: when it was begun, by `time.perf_counter`.
+        setup: seconds that were spent before.
+    """
+    return Report(
+        path,
+        (reason,),
+        windows,
+        1,
+        math.ceil(windows / size),
+        min(size, windows) * call.examples,
+        setup + time.perf_counter() - started,
+        setup,
+        windows_evaluated=windows * call.examples,
+        windows_exact=windows * call.examples,
+        estimated_ssim=1.0,
+    )
