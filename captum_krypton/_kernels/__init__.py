@@ -32,6 +32,7 @@ from .loader import BackendInfo, KryptonBackendWarning, backend_info
 from .memory import trim
 from .pool_patches import POOLED_ON_GPUS, pool_patches
 from .rates import Rates
+from .transposed_patches import PackedTransposed, pack_transposed, transposed_patches
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,6 +41,7 @@ __all__ = [
     "CudaGraph",
     "GraphPool",
     "KryptonBackendWarning",
+    "PackedTransposed",
     "PackedWeight",
     "Patches",
     "Rates",
@@ -59,11 +61,13 @@ __all__ = [
     "in_channels_last",
     "join_block",
     "join_patches",
+    "pack_transposed",
     "pack_weight",
     "panel_size",
     "plain_finish",
     "pool_patches",
     "rates_of",
+    "transposed_patches",
     "trim",
     "winograd_limit",
     "winograd_sizes",

@@ -34,7 +34,7 @@ library.define(
     "SymInt[] size, Tensor? output_extent, int[] stride, int[] dilation, bool winograd, "
     "Tensor? residual_base, Tensor? residual_patch, Tensor? residual_offset, "
     "Tensor? residual_extent, Tensor? output_offset, float low, float high, "
-    "int activation=0, Tensor? energy=None, Tensor? limit=None) -> Tensor",
+    "int activation=0, Tensor? energy=None, Tensor? limit=None, Tensor? slope=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("panel_size() -> int")
@@ -271,6 +271,7 @@ def convolve_patches(
     output_extent: Tensor | None = None,
     activation: str = "none",
     limit: Tensor | None = None,
+    slope: Tensor | None = None,
 ) -> Tensor:
     """Convolves every window's read-in block, adds a residual, activates and clamps.
 
@@ -297,6 +298,7 @@ def convolve_patches(
         limit: up to which level Winograd's algorithm computes a tile, (N,), from `winograd_limit`;
             louder ones are convolved directly, and those that hold a number that is not finite.
             None for no limit.
+        slope: for PReLU, what numbers up to 0 are multiplied by, (K,).
 
     Returns:
         The output patches, (B, K, *size), float32, channels-last.
@@ -325,6 +327,7 @@ def convolve_patches(
         ACTIVATIONS.index(activation),
         weight.energy,
         limit,
+        slope,
     )
     return result
 

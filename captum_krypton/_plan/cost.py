@@ -37,8 +37,10 @@ def node_costs(analysis: Analysis, rates: Rates) -> tuple[NodeCost, ...]:
         macs = 0 if is_shared(analysis, node) else multiply_accumulates(graph, node)
         rate = rates.linear
         if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
-            inner = graph.size(node.operands()[1], 1)[1]
-            groups = resolve(node.bound()["groups"], graph.constants.__getitem__, 1)
+            named = node.bound()
+            groups = resolve(named["groups"], graph.constants.__getitem__, 1)
+            inner, *others = graph.size(node.operands()[1], 1)
+            inner = inner // groups if named["transposed"] else others[0]
             rate = rates.of_torch_convolution(groups, inner)
         costs.append(NodeCost(macs, elements, macs * rate + elements * rates.element))
     return tuple(costs)

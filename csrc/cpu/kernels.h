@@ -41,6 +41,18 @@ struct Output {
   int64_t channels;
   const int64_t* extent;  // cells that are computed, (windows, 3)
   const int64_t* before;  // how many of them the earlier windows have, (windows + 1)
+  int64_t step[3];        // cells from one that is computed to the next, along the axes
+  const int64_t* first;   // the first one that is computed, (windows, 3); null: 0 of all
+};
+
+// What is done to the sums of a convolution.
+struct Ending {
+  const float* bias;       // none: null
+  const Source* residual;  // added to the output; none: null
+  const float* slope;      // by channel, for PReLU; others: null
+  float low;
+  float high;
+  Activation activation;
 };
 
 // The outputs that Winograd's algorithm computes at once: 1 to kMostOutputs along height and width.
@@ -67,12 +79,8 @@ struct Range {
 
 struct Convolution {
   Source source;
-  const Source* residual;  // added to the output; none: null
-  const float* weight;     // packed, see `Kernels`
-  const float* bias;       // none: null
-  float low;
-  float high;
-  Activation activation;
+  const float* weight;  // packed, see `Kernels`
+  Ending ending;
   Output out;
   const Tile* tiles;   // of all windows; none: null
   const Range* range;  // of Winograd's algorithm; none: null

@@ -75,13 +75,13 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
     }
     read_residual(conv, run, residual + run.unit);
     float* const to = run.data();
+    const int64_t pitch = conv.out.step[2] * conv.out.channels;
     for (int64_t t = 0; t < run.count; ++t) {
-      out[run.unit + t] = to + t * conv.out.channels;
+      out[run.unit + t] = to + t * pitch;
       last[run.unit + t] = sums + (run.unit + t) * kPanel;
     }
   }
-  const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high,
-                      conv.activation};
+  const Finish finish(conv.ending, residual);
   const float* weight = conv.weight;
   for (int64_t group = 0; group < conv.groups; ++group) {
     const int64_t offset = group * depth;

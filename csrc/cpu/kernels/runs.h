@@ -49,9 +49,14 @@ class Runs {
     count = left_ ? least(left_, out_.extent[3 * window + 2]) : 0;
   }
 
+  // Where a cell along an axis lies in the window's patch.
+  KRYPTON_INLINE int64_t place(int axis, int64_t cell) const {
+    return (out_.first ? out_.first[3 * window + axis] : 0) + cell * out_.step[axis];
+  }
+
   KRYPTON_INLINE float* data() const {
-    const int64_t place = (window * out_.depth + plane) * out_.height + row;
-    return out_.data + (place * out_.width + column) * out_.channels;
+    const int64_t line = (window * out_.depth + place(0, plane)) * out_.height + place(1, row);
+    return out_.data + (line * out_.width + place(2, column)) * out_.channels;
   }
 
  private:
@@ -81,10 +86,11 @@ KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const flo
 
 // What is added to a run's cells, where anything is.
 KRYPTON_INLINE void read_residual(const Convolution& conv, const Runs& run, const float** cells) {
-  if (conv.residual) {
-    const Row row = view(*conv.residual, run.window, run.plane).row(run.row);
+  if (conv.ending.residual) {
+    const View plane = view(*conv.ending.residual, run.window, run.place(0, run.plane));
+    const Row row = plane.row(run.place(1, run.row));
     for (int64_t t = 0; t < run.count; ++t) {
-      cells[t] = row.at(run.column + t);
+      cells[t] = row.at(run.place(2, run.column + t));
     }
   }
 }
