@@ -72,9 +72,11 @@ class _Convolution(WindowRule):
 
     def _by_torch(self, boxes: Boxes, rates: Rates) -> tuple[Algorithm, float]:
         """The block is made, then read."""
-        channels = self.view.shape(self.weight)[1]
+        out_channels, channels = self.view.shape(self.weight)[:2]
         macs = self._macs(math.prod(self._spread(boxes)))
-        seconds = macs * rates.of_torch_convolution(self.groups, channels)
+        seconds = macs * rates.of_torch_convolution(
+            self.groups, channels, out_channels // self.groups
+        )
         moved = math.prod(self.read_size(boxes)) * channels * self.groups
         return Algorithm.TORCH, seconds + moved * rates.element
 

@@ -88,7 +88,7 @@ class _TransposedRule(Rule):
             if dim is not None and box is not None:
                 read[dim - 2] = box.size
         cells = math.prod(read)
-        rate = means.rates.of_torch_convolution(groups, channels // groups)
+        rate = means.rates.of_torch_convolution(groups, channels // groups, out_channels)
         return Algorithm.TORCH, cells * (weights * rate + channels * means.rates.element)
 
     def step(self, group: Group) -> Step:

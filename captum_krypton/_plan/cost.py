@@ -39,9 +39,10 @@ def node_costs(analysis: Analysis, rates: Rates) -> tuple[NodeCost, ...]:
         if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
             named = node.bound()
             groups = resolve(named["groups"], graph.constants.__getitem__, 1)
-            inner, *others = graph.size(node.operands()[1], 1)
-            inner = inner // groups if named["transposed"] else others[0]
-            rate = rates.of_torch_convolution(groups, inner)
+            channels, inner = graph.size(named["weight"].id, 1)[:2]
+            each = channels // groups
+            inner, outer = (each, inner) if named["transposed"] else (inner, each)
+            rate = rates.of_torch_convolution(groups, inner, outer)
         costs.append(NodeCost(macs, elements, macs * rate + elements * rates.element))
     return tuple(costs)
 

@@ -46,7 +46,7 @@ struct Phase {
 class PhaseCells {
  public:
   PhaseCells(const Axis (&axes)[3], const Phase (&phases)[3], const Cells& offset,
-         const Cells& extent) {
+             const Cells& extent) {
     for (size_t i = 0; i < offset.size(); i += 3) {
       int64_t cells = 1;
       for (size_t axis = 0; axis < 3; ++axis) {
@@ -96,9 +96,9 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
   const Held held = hold(base, patch, image, patch_offset, patch_extent, output_offset);
   check("weight", weight, ScalarType::Float, base.dim());
   const int64_t channels = base.size(1);
-  STD_TORCH_CHECK(weight.size(0) == channels && groups > 0 && channels % groups == 0,
-                  "weight has ", weight.size(0), " input channels; expected ", channels, ", in ",
-                  groups, " groups");
+  STD_TORCH_CHECK(weight.size(0) == channels && groups > 0 && channels % groups == 0, "weight has ",
+                  weight.size(0), " input channels; expected ", channels, ", in ", groups,
+                  " groups");
   const int64_t out_channels = weight.size(1) * groups;
   const bool depthwise = groups > 1 && groups == channels && out_channels == channels;
   const int64_t count = base.dim() - 2;
@@ -107,8 +107,7 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
              dilations = lift("dilation", dilation, count, 1);
   Axis axes[3];
   for (size_t axis = 0; axis < 3; ++axis) {
-    STD_TORCH_CHECK(strides[axis] > 0 && dilations[axis] > 0,
-                    "stride or dilation is not positive");
+    STD_TORCH_CHECK(strides[axis] > 0 && dilations[axis] > 0, "stride or dilation is not positive");
     axes[axis] = {taps[axis], strides[axis], paddings[axis], dilations[axis]};
   }
   const int64_t each = channels / groups;
@@ -130,16 +129,11 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
   const auto run_phase = [&](const Phase(&phases)[3]) {
     const PhaseCells cells(axes, phases, held.read_offset, written.extent);
     source.read_offset = cells.read();
-    const Convolution conv{source,
-                           weights,
-                           ending.ending(),
-                           cells.of(written.output(), axes),
-                           nullptr,
-                           nullptr,
-                           groups,
-                           {phases[0].count, phases[1].count, phases[2].count},
-                           {1, 1, 1},
-                           {axes[0].spread(), axes[1].spread(), axes[2].spread()}};
+    const Convolution conv{source,          weights,
+                           ending.ending(), cells.of(written.output(), axes),
+                           nullptr,         nullptr,
+                           groups,          {phases[0].count, phases[1].count, phases[2].count},
+                           {1, 1, 1},       {axes[0].spread(), axes[1].spread(), axes[2].spread()}};
     weights += phases[0].count * phases[1].count * phases[2].count * of_tap;
     if (cells.count()) {
       run(conv, cell_work(conv, depthwise ? found.depthwise : found.direct, found));

@@ -41,8 +41,11 @@ FORMULAS: dict[str, Callable[[float], float]] = {
 }
 
 
-def by_formula(activation: str, x: Tensor) -> Tensor:
-    """The activation of every number, float64."""
+def by_formula(activation: str, x: Tensor, slope: Tensor | None) -> Tensor:
+    """The activation of every number of (N, C, ...), float64."""
+    if slope is not None:
+        slopes = slope.double().reshape(-1, *[1] * (x.dim() - 2))
+        return torch.where(x > 0, x.double(), slopes * x.double())
     made = [FORMULAS[activation](number) for number in x.double().flatten().tolist()]
     return torch.tensor(made, dtype=torch.float64).reshape(x.shape)
 
@@ -66,6 +69,7 @@ class Case:
     groups: int
     extent: Tensor | None = None
     activation: str = "none"
+    slope: Tensor | None = None
 
     def run(self) -> Tensor:
         return convolve_patches(
@@ -82,6 +86,7 @@ class Case:
             high=self.high,
             output_extent=self.extent,
             activation=self.activation,
+            slope=self.slope,
         )
 
     def expected(self, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -119,6 +124,7 @@ class Case:
             self.low,
             self.high,
             ACTIVATIONS.index(self.activation),
+            slope=cast(self.slope),
         )
 
     def by_loop(self) -> Tensor:
@@ -137,6 +143,14 @@ class Case:
         parts = (self.source.base, self.source.patch)
         largest = max((t.abs().max().item() for t in parts if t.numel()), default=0.0)
         return 1 + largest * self.weight.abs().flatten(1).sum(1).max().item()
+
+
+@st.composite
+def endings(draw: Draw, noise: torch.Generator, channels: int) -> tuple[str, Tensor | None]:
+    """An activation and, for PReLU, its slopes."""
+    activation = draw(st.sampled_from(ACTIVATIONS))
+    slope = torch.randn(channels, generator=noise) if activation == "prelu" else None
+    return activation, slope
 
 
 MOST = {1: 17, 2: 11, 3: 5}  # cells of an output along an axis, by the window axes
@@ -175,6 +189,7 @@ def cases(draw: Draw) -> Case:
         st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)])
     )
     size = draw(sizes(axes, 1, MOST[axes]))
+    activation, slope = draw(endings(noise, out_channels))
     return Case(
         source,
         offsets(noise, windows, axes, -6),
@@ -189,7 +204,8 @@ def cases(draw: Draw) -> Case:
         kind == "winograd",
         groups,
         extents(draw, noise, windows, size),
-        draw(st.sampled_from(ACTIVATIONS)),
+        activation,
+        slope,
     )
 
 
@@ -206,7 +222,7 @@ def test_equals_the_reference(case: Case) -> None:
 @settings(max_examples=40)
 @given(case=cases())
 def test_equals_a_naive_loop(case: Case) -> None:
-    bounds = {"low": -torch.inf, "high": torch.inf, "activation": "none"}
+    bounds = {"low": -torch.inf, "high": torch.inf, "activation": "none", "slope": None}
     bare = Case(**{**vars(case), "bias": None, "residual": None, **bounds})
     limit = (40 if case.winograd else 4) * EPSILON * case.magnitude()
     assert (counted(bare.run() - bare.by_loop(), case.extent).abs() <= limit).all()
@@ -386,7 +402,7 @@ def test_a_direct_convolutions_error_is_half_of_a_loops(kernel: Size) -> None:
     assert Sums.of(kernel).error(False, 24) <= 0.5
 
 
-@pytest.mark.parametrize("activation", FORMULAS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_are_exact(activation: str) -> None:
     """Of numbers of every size, with their sign and of both ways to compute a lane."""
     noise = torch.Generator().manual_seed(0)
@@ -394,8 +410,10 @@ def test_activations_are_exact(activation: str) -> None:
     x = (sizes * torch.randn(sizes.shape, generator=noise)).float()
     source = Patches(x, x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
     one = pack_weight(torch.eye(19)[:, :, None, None])
-    made = convolve_patches(source, source.patch_offset, one, None, (64, 64), activation=activation)
-    off = ((made - by_formula(activation, x)) / x.abs().clamp_min(1e-3)).abs().max()
+    slope = torch.randn(19, generator=noise) if activation == "prelu" else None
+    named: dict[str, Any] = {"activation": activation, "slope": slope}
+    made = convolve_patches(source, source.patch_offset, one, None, (64, 64), **named)
+    off = ((made - by_formula(activation, x, slope)) / x.abs().clamp_min(1e-3)).abs().max()
     assert off <= 4 * EPSILON
     values = [torch.nan, -torch.inf, -1e38, -100.0]
     if panel_size():  # what the references make of infinity is PyTorch's affair
@@ -403,9 +421,26 @@ def test_activations_are_exact(activation: str) -> None:
     odd = torch.tensor(values).repeat(1, 19, 1, 1)
     source, size = source._replace(base=odd, patch=odd), (1, len(values))
     each = pack_weight(torch.ones(19, 1, 1, 1), groups=19)
-    made = convolve_patches(source, source.patch_offset, each, None, size, activation=activation)
-    expected = by_formula(activation, odd).float()
+    made = convolve_patches(source, source.patch_offset, each, None, size, **named)
+    expected = by_formula(activation, odd, slope).float()
     torch.testing.assert_close(made, expected, equal_nan=True)
+
+
+def test_prelu_is_pytorchs_where_numbers_are_odd() -> None:
+    """Bit for bit: infinities, zeros of both signs, what is not a number, and such slopes."""
+    values = torch.tensor([torch.nan, -torch.inf, torch.inf, 0.0, -0.0, -1e-38, -3.4e38, 2.0, -2.0])
+    slope = torch.tensor([0.25, 0.0, -0.0, -1.5, torch.inf, -torch.inf, torch.nan, 1.0]).repeat(3)
+    x = values.repeat(1, len(slope), 1)
+    zeros = torch.zeros(1, 1, dtype=torch.int64)
+    source = Patches(x, x, zeros[0], zeros)
+    each = pack_weight(torch.ones(len(slope), 1, 1), groups=len(slope))
+    named: dict[str, Any] = {"activation": "prelu", "slope": slope}
+    made = convolve_patches(source, zeros, each, None, values.shape, **named)
+    expected = F.prelu(x + 0.0, slope)  # a sum of products has no zero below 0
+    assert torch.equal(made.isnan(), expected.isnan())
+    finite = made.nan_to_num(7.0), expected.nan_to_num(7.0)
+    assert torch.equal(*finite)
+    assert torch.equal(made.signbit() & ~made.isnan(), expected.signbit() & ~expected.isnan())
 
 
 @given(data=st.data())
@@ -417,12 +452,13 @@ def test_a_block_is_its_parts(data: st.DataObject) -> None:
     residual = torch.randn(out.shape, generator=noise).double()
     added = residual if data.draw(st.booleans()) else None
     low, high = data.draw(st.sampled_from([(-torch.inf, torch.inf), (0.0, 6.0)]))
-    activation = data.draw(st.sampled_from(ACTIVATIONS))
+    activation, slope = data.draw(endings(noise, 6))
+    slope = None if slope is None else slope.double()
     summed = out if added is None else out + added
-    expected = by_formula(activation, summed).clamp(low, high)
+    expected = by_formula(activation, summed, slope).clamp(low, high)
     before = residual.clone()
-    call = (x, weight, None, [1, 1], [1, 1], [1, 1], 2, added, low, high, activation)
-    actual = convolution_block(*call)
+    call = (x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 2)
+    actual = convolution_block(*call, added, low, high, activation, slope)
     torch.testing.assert_close(actual, expected)
     assert torch.equal(residual, before)
 
@@ -437,6 +473,8 @@ def test_a_block_is_its_parts(data: st.DataObject) -> None:
         ({"bias": torch.zeros(3)}, "bias has 3 elements; expected 40"),
         ({"read_offset": torch.zeros(3, 2, dtype=torch.int64)}, "read_offset has 6 elements"),
         ({"stride": (2, 2)}, "stride 1"),
+        ({"slope": torch.zeros(40)}, "slope comes with PReLU"),
+        ({"slope": torch.zeros(4), "activation": "prelu"}, "slope has 4 elements; expected 40"),
         ({"extent": torch.full((7, 2), 23)}, "output_extent has 23 cells; expected 0 to 22"),
         ({"weight": torch.zeros(40, 5, 3, 3)}, "5 input channels; expected them to divide"),
     ],

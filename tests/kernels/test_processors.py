@@ -16,6 +16,7 @@ TESTS = (
     "kernels/test_convolve_patches.py",
     "kernels/test_pool_patches.py",
     "kernels/test_join_patches.py",
+    "kernels/test_transposed_patches.py",
     "test_range.py",
     "test_accuracy.py",
 )

@@ -107,15 +107,28 @@ struct Finish {
 
   template <typename V>
   KRYPTON_INLINE V apply(V value, int64_t row, int64_t channel) const {
+    value = add(value, row, channel);
+    return activation == Activation::kNone ? value : activated(value, channel);
+  }
+
+  // All of it where there is no activation; else what comes before that.
+  template <typename V>
+  KRYPTON_INLINE V add(V value, int64_t row, int64_t channel) const {
     if (bias) {
       value += load<V>(bias + channel);
     }
     if (residual) {
       value += load<V>(residual[row] + channel);
     }
-    if (activation != Activation::kNone) {
-      value = activate(value, activation, slope ? slope + channel : nullptr);
+    if (activation == Activation::kNone) {
+      clamp(value, low, high);
     }
+    return value;
+  }
+
+  template <typename V>
+  KRYPTON_INLINE V activated(V value, int64_t channel) const {
+    value = activate(value, activation, slope ? slope + channel : nullptr);
     clamp(value, low, high);
     return value;
   }
