@@ -119,7 +119,9 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                   "winograd is for ungrouped convolutions of stride 1 with up to ", 3 * kMostGroups,
                   " taps an axis, more than one in height or width, and at least ", found.lanes,
                   " channels");
-  const int64_t padded = groups * round_up(out_channels / groups, found.panel);
+  const bool narrow = !winograd && is_narrow(groups, out_channels, found.panel);
+  const int64_t padded =
+      narrow ? out_channels : groups * round_up(out_channels / groups, found.panel);
   const int64_t count = kernel[0] * kernel[1] * kernel[2];
   const int64_t expected = depthwise ? count * channels
                            : winograd
@@ -151,7 +153,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
   if (winograd) {
     run(conv, winograd_work(conv, found, static_cast<int64_t>(tiles.size())));
   } else {
-    run(conv, cell_work(conv, depthwise ? found.depthwise : found.direct, found));
+    run(conv, direct_work(conv, depthwise, narrow, found));
   }
   return written.out;
 }

@@ -111,8 +111,9 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
     axes[axis] = {taps[axis], strides[axis], paddings[axis], dilations[axis]};
   }
   const int64_t each = channels / groups;
-  const int64_t of_tap =  // numbers of the packed weight
-      depthwise ? channels : groups * round_up(weight.size(1), found.panel) * each;
+  const bool narrow = is_narrow(groups, out_channels, found.panel);
+  const int64_t padded = narrow ? out_channels : groups * round_up(weight.size(1), found.panel);
+  const int64_t of_tap = depthwise ? channels : padded * each;  // numbers of the packed weight
   const int64_t expected = taps[0] * taps[1] * taps[2] * of_tap;
   check("packed", packed, ScalarType::Float, packed.dim());
   STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == expected, "packed has ",
@@ -136,7 +137,7 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
                            {1, 1, 1},       {axes[0].spread(), axes[1].spread(), axes[2].spread()}};
     weights += phases[0].count * phases[1].count * phases[2].count * of_tap;
     if (cells.count()) {
-      run(conv, cell_work(conv, depthwise ? found.depthwise : found.direct, found));
+      run(conv, direct_work(conv, depthwise, narrow, found));
     }
   };
   for (int64_t i = 0; i < axes[0].stride; ++i) {
