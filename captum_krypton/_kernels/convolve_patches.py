@@ -22,6 +22,7 @@ __all__ = [
     "Patches",
     "allows_winograd",
     "convolve_patches",
+    "is_narrow",
     "pack_weight",
     "panel_size",
     "winograd_limit",

@@ -13,6 +13,7 @@ from .._kernels import (
     Rates,
     allows_winograd,
     convolve_patches,
+    is_narrow,
     pack_weight,
     panel_size,
     winograd_limit,
@@ -56,8 +57,9 @@ class _Convolution(WindowRule):
         macs = self._macs(math.prod(float(n.mean()) for n in cells))
         if self._depthwise:
             return Algorithm.DEPTHWISE, macs * means.rates.depthwise
-        out_channels = self.view.shape(self.weight)[0] // self.groups
-        found = [(Algorithm.DIRECT, macs * in_panels(out_channels) * means.rates.direct)]
+        out_channels, channels = self.view.shape(self.weight)[:2]
+        waste = in_panels(channels, out_channels // self.groups, self.groups)
+        found = [(Algorithm.DIRECT, macs * waste * means.rates.direct)]
         if self.groups > 1:
             found.append(self._by_torch(boxes, means.rates))
         elif means.winograd and allows_winograd(
@@ -165,13 +167,17 @@ class _Convolution(WindowRule):
         return step
 
 
-def in_panels(out_channels: int) -> float:
-    """How many times more the direct kernel computes for so many output channels of a group.
+def in_panels(channels: int, out_channels: int, groups: int) -> float:
+    """How many times longer the direct kernel takes than its rate says, by a group's channels.
 
-    They are counted in whole panels; a last one of half or less costs less.
+    Output channels are counted in whole panels; a last one of half or less costs less. Where they
+    are few, lanes hold input channels instead, if there are enough.
     """
     panel = panel_size()
-    return math.ceil(out_channels / panel) * panel / out_channels
+    panels: float = math.ceil(out_channels / panel)
+    if is_narrow(groups, out_channels, panel) and 2 * channels >= panel:
+        panels = 0.25
+    return panels * panel / out_channels
 
 
 def convolution(node: Node, view: View) -> Rule | None:

@@ -82,7 +82,8 @@ class _TransposedRule(Rule):
             macs = cells * weights / math.prod(self.named["stride"])  # a tap is of one phase
             if groups == channels > 1 and out_channels == 1:
                 return Algorithm.DEPTHWISE, macs * means.rates.depthwise
-            return Algorithm.DIRECT, macs * in_panels(out_channels) * means.rates.direct
+            waste = in_panels(channels // groups, out_channels, groups)
+            return Algorithm.DIRECT, macs * waste * means.rates.direct
         read = list(self.view.shape(self.source)[2:])
         for dim, box in zip(self.dims, self._reads(boxes), strict=True):
             if dim is not None and box is not None:

@@ -56,10 +56,16 @@ struct NarrowCells {
         }
       }
     }
+#pragma GCC unroll 4
+    for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 2
+      for (int k = 0; k < Channels; ++k) {
+        rest[row][k] += total(lanes[row][k]);
+      }
+    }
     for (int row = 0; row < Rows; ++row) {
       for (int k = 0; k < Channels; ++k) {
-        const float sum = total(lanes[row][k]) + rest[row][k];
-        out[first + row][channel + k] = finish.apply(sum, first + row, channel + k);
+        out[first + row][channel + k] = finish.apply(rest[row][k], first + row, channel + k);
       }
     }
   }

@@ -47,16 +47,23 @@ KRYPTON_INLINE void clamp(Vector& value, float low, float high) {
   value = value > highs ? highs : value;
 }
 
-KRYPTON_INLINE float total(Vector numbers) {
-  float sums[kLanes];
-  store(sums, numbers);
-#pragma GCC unroll 4
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) {
-      sums[lane] += sums[lane + half];
-    }
+// Of so many numbers, halves are added until one is left.
+template <int Count>
+KRYPTON_INLINE float total(const float* numbers) {
+  if constexpr (Count == 2) {
+    return numbers[0] + numbers[1];
+  } else {
+    typedef float Half __attribute__((vector_size(Count / 2 * sizeof(float))));
+    float sums[Count / 2];
+    store(sums, load<Half>(numbers) + load<Half>(numbers + Count / 2));
+    return total<Count / 2>(sums);
   }
-  return sums[0];
+}
+
+KRYPTON_INLINE float total(Vector numbers) {
+  float all[kLanes];
+  store(all, numbers);
+  return total<KRYPTON_LANES>(all);
 }
 
 }  // namespace
