@@ -8,6 +8,20 @@
 namespace captum_krypton {
 namespace {
 
+// Adds up the lanes of every output, and to them `rest`. A function of its own: beside it, the loop
+// of the products would have too few registers.
+template <int Channels>
+__attribute__((noinline)) void finish_lanes(const float* lanes, const float* rest, int rows,
+                                            const Finish& finish, int64_t first, int64_t channel,
+                                            float* const* out) {
+  for (int row = 0; row < rows; ++row) {
+    for (int k = 0; k < Channels; ++k, lanes += kLanes, ++rest) {
+      const float sum = total<KRYPTON_LANES>(lanes) + *rest;
+      out[row][channel + k] = finish.apply(sum, first + row, channel + k);
+    }
+  }
+}
+
 // The lanes are input channels; every output has sums of its own, which are added up at last.
 template <int Channels>
 struct NarrowCells {
@@ -56,18 +70,15 @@ struct NarrowCells {
         }
       }
     }
+    float stored[Rows * Channels * kLanes];
 #pragma GCC unroll 4
     for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 2
       for (int k = 0; k < Channels; ++k) {
-        rest[row][k] += total(lanes[row][k]);
+        store(stored + (row * Channels + k) * kLanes, lanes[row][k]);
       }
     }
-    for (int row = 0; row < Rows; ++row) {
-      for (int k = 0; k < Channels; ++k) {
-        out[first + row][channel + k] = finish.apply(rest[row][k], first + row, channel + k);
-      }
-    }
+    finish_lanes<Channels>(stored, rest[0], Rows, finish, first, channel, out + first);
   }
 };
 
