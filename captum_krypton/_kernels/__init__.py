@@ -13,7 +13,6 @@ from .arena import arena, cat_in_arena
 from .calibrate import calibration_of, rates_of
 from .convolution_block import convolution_block
 from .convolve_patches import (
-    PackedWeight,
     Patches,
     allows_winograd,
     convolve_patches,
@@ -33,7 +32,7 @@ from .loader import BackendInfo, KryptonBackendWarning, backend_info
 from .memory import trim
 from .pool_patches import POOLED_ON_GPUS, pool_patches
 from .rates import Rates
-from .transposed_patches import PackedTransposed, pack_transposed, transposed_patches
+from .transposed_patches import pack_transposed, transposed_patches
 
 __all__ = [
     "ACTIVATIONS",
@@ -42,8 +41,6 @@ __all__ = [
     "CudaGraph",
     "GraphPool",
     "KryptonBackendWarning",
-    "PackedTransposed",
-    "PackedWeight",
     "Patches",
     "Rates",
     "alike",

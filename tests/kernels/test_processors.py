@@ -13,6 +13,7 @@ from captum_krypton._kernels import panel_size
 
 FOLDER = Path(__file__).resolve().parents[1]
 TESTS = (
+    "kernels/test_activation.py",
     "kernels/test_convolve_patches.py",
     "kernels/test_pool_patches.py",
     "kernels/test_join_patches.py",

@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import Draw
-from patches import EPSILON, Size, counted, extents, naive_block, numbers, offsets, patches, sizes
+from patches import (
+    EPSILON,
+    Size,
+    counted,
+    endings,
+    extents,
+    naive_block,
+    numbers,
+    offsets,
+    patches,
+    sizes,
+)
 from torch import Tensor
 
 from captum_krypton._kernels import (
@@ -162,8 +173,7 @@ def cases(draw: Draw) -> Case:
         residual = residual._replace(image=source.image)
     bounds = draw(st.sampled_from([(-torch.inf, torch.inf), (0.0, 6.0), (-1.0, 1.0)]))
     size = draw(sizes(axes, 1, MOST[axes]))
-    activation = draw(st.sampled_from(ACTIVATIONS))
-    slope = torch.randn(groups * each, generator=noise)
+    activation, slope = draw(endings(noise, groups * each))
     return Case(
         source,
         offsets(noise, windows, axes, -6, 20),
@@ -178,7 +188,7 @@ def cases(draw: Draw) -> Case:
         *bounds,
         extents(draw, noise, windows, size),
         activation,
-        slope if activation == "prelu" else None,
+        slope,
     )
 
 
