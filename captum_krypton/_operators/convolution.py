@@ -140,9 +140,10 @@ class _Convolution(WindowRule):
     def _kernel_step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
         size = [box.size for box in boxes if box is not None]
-        winograd = group.algorithm(self.outputs[0]) is Algorithm.WINOGRAD
+        algorithm = group.algorithm(self.outputs[0])
+        winograd = algorithm is Algorithm.WINOGRAD
         weight = group.packed(
-            self.weight, winograd, lambda tensor: pack_weight(tensor, winograd, groups=self.groups)
+            self.weight, algorithm, lambda tensor: pack_weight(tensor, winograd, groups=self.groups)
         )
         source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
         ending, output_offset = self.ending.by_kernel(group, boxes), group.offsets(boxes)
