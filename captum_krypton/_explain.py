@@ -138,7 +138,7 @@ def _name(node: Node) -> str:
         parts += ["batch_norm"] if named["scale"] is not None else []
         clamps = (named["low"], named["high"]) != (-math.inf, math.inf)
         return "+".join(parts + ["clamp"] * clamps)
-    parts = ["aten.convolution"]
+    parts = ["aten.transposed_convolution" if named["transposed"] else "aten.convolution"]
     if named["residual"] is not None:
         parts.append("add")
     if (named["low"], named["high"]) != (-math.inf, math.inf):

@@ -6,7 +6,7 @@
 namespace captum_krypton {
 
 // The numbers are those of `ACTIVATIONS` in Python.
-enum class Activation : int64_t { kNone, kGelu, kSilu, kHardswish };
-constexpr int64_t kActivations = 4;
+enum class Activation : int64_t { kNone, kGelu, kSilu, kHardswish, kPrelu };
+constexpr int64_t kActivations = 5;
 
 }  // namespace captum_krypton

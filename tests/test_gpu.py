@@ -138,10 +138,13 @@ def test_finish(channels: int, activation: str, last: bool, dtype: torch.dtype) 
     if last:
         sums = sums.contiguous(memory_format=torch.channels_last)
     bias = torch.randn(channels, generator=noise).to(dtype)
+    slope = bias.flip(0) if activation == "prelu" else None
+    exact = None if slope is None else slope.double()
     wide = plain_finish(-1.0, 1.5, activation)
-    expected = wide(sums.double().clone(), bias.double(), residual.double())
+    expected = wide(sums.double().clone(), bias.double(), residual.double(), exact)
     finished = fastest_finish(-1.0, 1.5, activation, torch.device("cuda"))
-    made = finished(sums.cuda(), bias.cuda(), residual.cuda()).cpu()
+    on_card = None if slope is None else slope.cuda()
+    made = finished(sums.cuda(), bias.cuda(), residual.cuda(), on_card).cpu()
     error = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(made.double(), expected, rtol=error, atol=4 * error)
 

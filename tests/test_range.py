@@ -66,6 +66,9 @@ class Call:
         self.weight /= math.sqrt(self.weight[0].numel())
         self.bias = torch.randn(out_channels, generator=noise)
         self.activation = draw(st.sampled_from(ACTIVATIONS))
+        self.slope: Tensor | None = None
+        if self.activation == "prelu":
+            self.slope = 2 * torch.rand(out_channels, generator=noise) - 1
         self.bounds = draw(st.sampled_from([(-math.inf, math.inf), (0.0, 6.0), (-1.0, 1.0)]))
 
     def _put(self, draw: Draw, noise: torch.Generator) -> None:
@@ -93,6 +96,7 @@ class Call:
             low=self.bounds[0],
             high=self.bounds[1],
             activation=self.activation,
+            slope=self.slope,
             limit=winograd_limit(base, packed.energy),
         )
 
@@ -104,7 +108,8 @@ class Call:
         convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[len(self.kernel)]
         out = convolve(block, self.weight.double(), self.bias.double())
         summed = convolve(block.abs(), self.weight.abs().double())
-        return activate(out, self.activation).clamp(*self.bounds), summed
+        slope = None if self.slope is None else self.slope.double()
+        return activate(out, self.activation, slope).clamp(*self.bounds), summed
 
 
 @given(data=st.data())
@@ -148,6 +153,7 @@ def test_ordinary_values_stay_with_winograd(data: st.DataObject) -> None:
         low=call.bounds[0],
         high=call.bounds[1],
         activation=call.activation,
+        slope=call.slope,
     )
     assert torch.equal(limited, plain)
 

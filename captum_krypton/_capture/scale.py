@@ -25,7 +25,7 @@ def fold_scale(
     Returns:
         False, with nothing changed, where `conv` is no convolution that could.
     """
-    if conv.name != "aten.convolution" or conv.bound()["transposed"]:
+    if conv.name != "aten.convolution":
         return False
     if any(v not in graph.constants for v in conv.operands()[1:]):
         return False
@@ -33,9 +33,17 @@ def fold_scale(
     weight = graph.constants[call["weight"].id]
     if weight.dtype not in (torch.float32, torch.float64):
         return False  # folded weights would be rounded once more
-    if scale.numel() != len(weight):
+    per_output = scale.reshape(-1, *([1] * (weight.dim() - 1)))
+    if call["transposed"]:  # (C, K, *kernel), K that of a group: inputs in groups come first
+        groups = call["groups"]
+        if type(groups) is not int or scale.numel() != weight.shape[1] * groups:
+            return False
+        of_groups = per_output.unflatten(0, (groups, 1, -1)).squeeze(3)
+        folded = (weight.double().unflatten(0, (groups, -1)) * of_groups).flatten(0, 1)
+    elif scale.numel() == len(weight):
+        folded = weight.double() * per_output
+    else:
         return False
-    folded = weight.double() * scale.reshape(-1, *([1] * (weight.dim() - 1)))
     new_weight = graph.new_value(tuple(weight.shape), weight.dtype)
     graph.constants[new_weight] = folded.to(weight.dtype)
     new_bias = None

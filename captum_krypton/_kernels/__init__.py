@@ -13,10 +13,10 @@ from .arena import arena, cat_in_arena
 from .calibrate import calibration_of, rates_of
 from .convolution_block import convolution_block
 from .convolve_patches import (
-    PackedWeight,
     Patches,
     allows_winograd,
     convolve_patches,
+    is_narrow,
     pack_weight,
     panel_size,
     winograd_limit,
@@ -32,6 +32,7 @@ from .loader import BackendInfo, KryptonBackendWarning, backend_info
 from .memory import trim
 from .pool_patches import POOLED_ON_GPUS, pool_patches
 from .rates import Rates
+from .transposed_patches import pack_transposed, transposed_patches
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,7 +41,6 @@ __all__ = [
     "CudaGraph",
     "GraphPool",
     "KryptonBackendWarning",
-    "PackedWeight",
     "Patches",
     "Rates",
     "alike",
@@ -57,13 +57,16 @@ __all__ = [
     "gather_patches",
     "graph_settings",
     "in_channels_last",
+    "is_narrow",
     "join_block",
     "join_patches",
+    "pack_transposed",
     "pack_weight",
     "panel_size",
     "plain_finish",
     "pool_patches",
     "rates_of",
+    "transposed_patches",
     "trim",
     "winograd_limit",
     "winograd_sizes",

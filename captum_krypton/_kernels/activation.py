@@ -13,20 +13,29 @@ __all__ = ["ACTIVATIONS", "activate", "scale_and_clamp"]
 
 aten = torch.ops.aten
 
-# In the order of csrc/activation.h: what overwrites its argument with the activation.
-_IN_PLACE: dict[str, Callable[[Tensor], object]] = {
+# In the order of csrc/activation.h: what gives the activation of a tensor, which it may overwrite.
+_ACTIVATED: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda tensor: tensor,
     "gelu": aten.gelu_.default,
     "silu": lambda tensor: F.silu(tensor, inplace=True),
     "hardswish": lambda tensor: F.hardswish(tensor, inplace=True),
 }
-ACTIVATIONS = tuple(_IN_PLACE)
+ACTIVATIONS = (*_ACTIVATED, "prelu")
 
 
-def activate(tensor: Tensor, activation: str) -> Tensor:
-    """The activation of every number, in place."""
-    _IN_PLACE[activation](tensor)
-    return tensor
+def activate(tensor: Tensor, activation: str, slope: Tensor | None = None) -> Tensor:
+    """The activation of every number; `tensor` may be overwritten.
+
+    Args:
+        tensor: (N, C, ...).
+        activation: one of `ACTIVATIONS`.
+        slope: for PReLU, what numbers up to 0 are multiplied by, (C,).
+    """
+    if activation != "prelu":
+        return _ACTIVATED[activation](tensor)
+    if slope is None:
+        raise ValueError("slope is None; PReLU has a number for each channel")
+    return F.prelu(tensor, slope)
 
 
 def scale_and_clamp(

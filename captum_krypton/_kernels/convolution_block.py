@@ -1,4 +1,7 @@
-"""`convolution_block`: a convolution and the sum, activation and clamp that follow it, in one."""
+"""`convolution_block`: a convolution and the sum, activation and clamp that follow it, in one.
+
+Its first arguments are those of `aten::convolution`: it may be a transposed one.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ __all__ = ["convolution_block"]
 
 library.define(
     "convolution_block(Tensor input, Tensor weight, Tensor? bias, int[] stride, "
-    "int[] padding, int[] dilation, int groups, Tensor? residual, float low, float high, "
-    "str activation='none') -> Tensor"
+    "int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups, "
+    "Tensor? residual, float low, float high, str activation='none', Tensor? slope=None) -> Tensor"
 )
 
 
@@ -27,17 +30,19 @@ def _convolution_block(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
     groups: int,
     residual: Tensor | None,
     low: float,
     high: float,
     activation: str = "none",
+    slope: Tensor | None = None,
 ) -> Tensor:
-    none = [0] * len(stride)
     out: Tensor = torch.ops.aten.convolution.default(
-        input, weight, bias, stride, padding, dilation, False, none, groups
+        input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
     )
-    return finish(out, residual, low, high, activation)
+    return finish(out, residual, low, high, activation, slope)
 
 
 library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
@@ -49,8 +54,14 @@ convolution_block = torch.ops.captum_krypton.convolution_block.default
 def _convolution_block_flops(
     input_shape: Sequence[int],
     weight_shape: Sequence[int],
+    bias: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
     *rest: object,
     out_shape: Sequence[int],
     **named: object,
 ) -> int:
-    return conv_flop_count(list(input_shape), list(weight_shape), list(out_shape))
+    shapes = (list(input_shape), list(weight_shape), list(out_shape))
+    return conv_flop_count(*shapes, transposed=transposed)

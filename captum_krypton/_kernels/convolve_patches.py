@@ -22,6 +22,7 @@ __all__ = [
     "Patches",
     "allows_winograd",
     "convolve_patches",
+    "is_narrow",
     "pack_weight",
     "panel_size",
     "winograd_limit",
@@ -34,7 +35,7 @@ library.define(
     "SymInt[] size, Tensor? output_extent, int[] stride, int[] dilation, bool winograd, "
     "Tensor? residual_base, Tensor? residual_patch, Tensor? residual_offset, "
     "Tensor? residual_extent, Tensor? output_offset, float low, float high, "
-    "int activation=0, Tensor? energy=None, Tensor? limit=None) -> Tensor",
+    "int activation=0, Tensor? energy=None, Tensor? limit=None, Tensor? slope=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define("panel_size() -> int")
@@ -95,6 +96,11 @@ def panel_size() -> int:
         return 0
     found: int = torch.ops.captum_krypton.panel_size.default()
     return found
+
+
+def is_narrow(groups: int, out_channels: int, panel: int) -> bool:
+    """Whether most lanes of a panel would be idle (`is_narrow` in csrc/cpu/kernels.h)."""
+    return groups == 1 and 8 * out_channels <= panel
 
 
 def _group_taps(kernel: Sequence[int]) -> int:
@@ -170,12 +176,19 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
         energy = weight.square().sum((0, *range(2, weight.dim()))) / len(weight)
     if panel == 0:
         return PackedWeight(weight, weight, winograd, energy)
+    if not winograd and is_narrow(groups, len(weight), panel):
+        return PackedWeight(weight, weight.flatten(2).transpose(1, 2).contiguous(), winograd)
     if groups > 1 and len(weight) == groups and weight.shape[1] == 1:  # depthwise
         return PackedWeight(weight, weight.flatten(1).t().contiguous(), winograd)
     if groups > 1:
-        parts = [pack_weight(part).packed for part in weight.chunk(groups)]
+        parts = [_in_panels(part, panel, None) for part in weight.chunk(groups)]
         return PackedWeight(weight, torch.cat(parts), winograd)
     transform = _weight_transform(weight.shape[2:]) if winograd else None
+    return PackedWeight(weight, _in_panels(weight, panel, transform), winograd, energy)
+
+
+def _in_panels(weight: Tensor, panel: int, transform: Tensor | None) -> Tensor:
+    """The weight or its points in panels of output channels, the last one filled up with zeros."""
     count = math.prod(weight.shape[2:]) if transform is None else transform.shape[1]
     channels = weight.shape[1]
     depth = channels * (1 if transform is None else transform.shape[0])
@@ -192,9 +205,8 @@ def pack_weight(weight: Tensor, winograd: bool = False, *, groups: int = 1) -> P
             points = (matrix @ taps).unflatten(1, (channels, len(rows)))
             of_group = slice(group * channels, (group + 1) * channels)
             packed[:, number, of_group, : len(rows)] = points
-    if transform is None:  # panel by panel, each with its taps
-        packed = packed.transpose(0, 1).contiguous()
-    return PackedWeight(weight, packed, winograd, energy)
+    # Without a transform panel by panel, each with its taps.
+    return packed.transpose(0, 1).contiguous() if transform is None else packed
 
 
 def winograd_limit(base: Tensor, energy: Tensor) -> Tensor:
@@ -271,6 +283,7 @@ def convolve_patches(
     output_extent: Tensor | None = None,
     activation: str = "none",
     limit: Tensor | None = None,
+    slope: Tensor | None = None,
 ) -> Tensor:
     """Convolves every window's read-in block, adds a residual, activates and clamps.
 
@@ -297,6 +310,7 @@ def convolve_patches(
         limit: up to which level Winograd's algorithm computes a tile, (N,), from `winograd_limit`;
             louder ones are convolved directly, and those that hold a number that is not finite.
             None for no limit.
+        slope: for PReLU, what numbers up to 0 are multiplied by, (K,).
 
     Returns:
         The output patches, (B, K, *size), float32, channels-last.
@@ -325,6 +339,7 @@ def convolve_patches(
         ACTIVATIONS.index(activation),
         weight.energy,
         limit,
+        slope,
     )
     return result
 

@@ -20,35 +20,43 @@ __all__ = ["compiled_finish", "fastest_finish", "finish", "plain_finish"]
 
 library.define(
     "finish_block(Tensor(a!) sums, Tensor? bias, Tensor? residual, float low, float high, "
-    "int activation) -> Tensor(a!)"
+    "int activation, Tensor? slope=None) -> Tensor(a!)"
 )
 
 
 def finish(
-    out: Tensor, residual: Tensor | None, low: float, high: float, activation: str = "none"
+    out: Tensor,
+    residual: Tensor | None,
+    low: float,
+    high: float,
+    activation: str = "none",
+    slope: Tensor | None = None,
 ) -> Tensor:
-    """Adds the residual to `out`, activates and clamps, in place."""
+    """Adds the residual to `out`, activates and clamps; `out` may be overwritten."""
     if residual is not None:
         out.add_(residual)
-    activate(out, activation)
+    out = activate(out, activation, slope)
     if low > -math.inf or high < math.inf:
         out.clamp_(low, high)
     return out
 
 
-Finish = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+Finish = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None], Tensor]
 
 
 def plain_finish(low: float, high: float, activation: str) -> Finish:
     """A function that adds a bias and does the rest of `finish`, by PyTorch's operators.
 
-    Its arguments are the sums, which it overwrites, the bias of each channel and the residual.
+    Its arguments are the sums, which it may overwrite, the bias of each channel, the residual and
+    the slope of each channel.
     """
 
-    def finished(out: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    def finished(
+        out: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None
+    ) -> Tensor:
         if bias is not None:
             out.add_(bias.reshape(-1, *[1] * (out.dim() - 2)))
-        return finish(out, residual, low, high, activation)
+        return finish(out, residual, low, high, activation, slope)
 
     return finished
 
@@ -60,9 +68,11 @@ def _finish_block(
     low: float,
     high: float,
     activation: int,
+    slope: Tensor | None = None,
 ) -> Tensor:
     """The reference of `captum_krypton::finish_block`."""
-    return plain_finish(low, high, ACTIVATIONS[activation])(sums, bias, residual)
+    made = plain_finish(low, high, ACTIVATIONS[activation])(sums, bias, residual, slope)
+    return made if made is sums else sums.copy_(made)
 
 
 def fastest_finish(low: float, high: float, activation: str, device: torch.device) -> Finish:
@@ -72,11 +82,13 @@ def fastest_finish(low: float, high: float, activation: str, device: torch.devic
         return plain
     number = ACTIVATIONS.index(activation)
 
-    def finished(sums: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    def finished(
+        sums: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None
+    ) -> Tensor:
         if not (_is_packed(sums) and sums.is_floating_point()):
-            return plain(sums, bias, residual)
+            return plain(sums, bias, residual, slope)
         made: Tensor = torch.ops.captum_krypton.finish_block.default(
-            sums, bias, residual, low, high, number
+            sums, bias, residual, low, high, number, slope
         )
         return made
 
@@ -123,7 +135,13 @@ def compiled_finish(
     if 3 <= rank <= 5:
         sums = in_channels_last(sums)
     try:
-        made(sums, sums.new_zeros(3) if bias else None, sums.clone() if residual else None)
+        of_channels = sums.new_zeros(3)
+        made(
+            sums,
+            of_channels if bias else None,
+            sums.clone() if residual else None,
+            of_channels if activation == "prelu" else None,
+        )
     except RuntimeError as error:
         warnings.warn(
             "torch.compile cannot make what follows a convolution, PyTorch's operators do it: "

@@ -68,7 +68,14 @@ _BINARIES = {
         "captum_krypton_kernels",
         "cpu/**/*.cpp",
         ("*.h", "cpu/**/*.h"),
-        ("gather_patches", "convolve_patches", "pool_patches", "join_patches", "empty_block"),
+        (
+            "gather_patches",
+            "convolve_patches",
+            "pool_patches",
+            "join_patches",
+            "transposed_patches",
+            "empty_block",
+        ),
         "CPU",
     ),
     "cuda": _Binary(

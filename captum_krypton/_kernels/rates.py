@@ -37,14 +37,18 @@ class Rates:
     pooling: float
     kernel: float
 
-    def of_torch_convolution(self, groups: int, channels: int) -> float:
-        """Seconds for a multiply-accumulate of torch's convolution.
+    def of_torch_convolution(self, groups: int, channels: int, out_channels: int) -> float:
+        """Seconds for a multiply-accumulate of torch's convolution, transposed or not.
 
         Args:
             groups: groups of channels that do not mix.
             channels: input channels of a group.
+            out_channels: output channels of a group. They are computed in blocks, however few.
         """
-        return self.grouped if groups > 1 and channels < _NARROW else self.convolution
+        if groups > 1 and channels < _NARROW:
+            return self.grouped
+        blocks = -(-out_channels // _BLOCK)
+        return self.convolution * blocks * _BLOCK / out_channels
 
 
 # Their ratios are those of a desktop CPU; they rank plans where nothing better is known.
@@ -76,6 +80,7 @@ GUESSED_OF_GPUS = Rates(
     kernel=5e-6,
 )
 _NARROW = 8  # input channels of a group
+_BLOCK = 16  # output channels that fill the registers of a processor
 
 
 @dataclass(frozen=True)

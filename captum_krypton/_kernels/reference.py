@@ -19,6 +19,7 @@ __all__ = [
     "join_patches",
     "pool_patches",
     "result_is_last",
+    "transposed_patches",
 ]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -40,6 +41,7 @@ _SIGNED = {
 
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _LARGEST = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -138,6 +140,7 @@ def convolve_patches(
     activation: int = 0,
     energy: Tensor | None = None,
     limit: Tensor | None = None,
+    slope: Tensor | None = None,
 ) -> Tensor:
     """The reference of `captum_krypton::convolve_patches`: direct, on gathered blocks.
 
@@ -150,22 +153,80 @@ def convolve_patches(
     groups = base.shape[1] // weight.shape[1]
     convolve = _CONVOLUTIONS[len(size)]
     out = convolve(block, weight, bias, tuple(stride), 0, tuple(dilation), groups)
-    if residual_base is not None:
-        assert residual_patch is not None
-        assert residual_offset is not None
-        assert output_offset is not None
-        out = out + gather_patches(
-            residual_base,
-            residual_patch,
-            image,
-            residual_offset,
-            output_offset,
-            size,
-            0.0,
-            residual_extent,
-        )
-    out = activate(out, ACTIVATIONS[activation])
-    return in_channels_last(out.clamp(low, high))
+    residual = (residual_base, residual_patch, residual_offset, residual_extent)
+    out = _add_residual(out, image, *residual, output_offset)
+    return in_channels_last(activate(out, ACTIVATIONS[activation], slope).clamp(low, high))
+
+
+def _add_residual(
+    out: Tensor,
+    image: Tensor,
+    base: Tensor | None,
+    patch: Tensor | None,
+    offset: Tensor | None,
+    extent: Tensor | None,
+    output_offset: Tensor | None,
+) -> Tensor:
+    if base is None:
+        return out
+    assert patch is not None and offset is not None and output_offset is not None
+    size = out.shape[2:]
+    return out + gather_patches(base, patch, image, offset, output_offset, size, 0.0, extent)
+
+
+def transposed_patches(
+    base: Tensor,
+    patch: Tensor,
+    image: Tensor,
+    patch_offset: Tensor,
+    patch_extent: Tensor | None,
+    output_offset: Tensor,
+    weight: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    output_extent: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    residual_base: Tensor | None,
+    residual_patch: Tensor | None,
+    residual_offset: Tensor | None,
+    residual_extent: Tensor | None,
+    low: float,
+    high: float,
+    activation: int = 0,
+    slope: Tensor | None = None,
+) -> Tensor:
+    """The reference of `captum_krypton::transposed_patches`, on gathered blocks.
+
+    PyTorch's own transposed convolution makes more of each than is wanted, from the first input
+    cell on that a wanted one reads; those are cut out. Beyond them, nothing is added up.
+
+    Cells of the output beyond `output_extent` are computed too.
+    """
+    windows = len(patch)
+    steps, padded = (output_offset.new_tensor(numbers) for numbers in (stride, padding))
+    spans = [(k - 1) * d for k, d in zip(weight.shape[2:], dilation, strict=True)]
+    first = -torch.div(
+        output_offset.new_tensor(spans) - output_offset - padded, steps, rounding_mode="floor"
+    )
+    read_size = [
+        (n - 1 + span) // step + 1 for n, span, step in zip(size, spans, stride, strict=True)
+    ]
+    block = gather_patches(base, patch, image, patch_offset, first, read_size, 0.0, patch_extent)
+    transposed = _TRANSPOSED[len(size)]
+    made = transposed(block, weight, None, tuple(stride), 0, 0, groups, tuple(dilation))
+    none = made.new_empty(*made.shape[:2], *[0] * len(size))
+    own = torch.arange(windows, device=image.device)
+    skipped = output_offset + padded - first * steps
+    out = gather_patches(made, none, own, skipped * 0, skipped, size, 0.0)
+    if bias is not None:
+        out = out + bias.reshape(-1, *[1] * len(size))
+    residual = (residual_base, residual_patch, residual_offset, residual_extent)
+    out = _add_residual(out, image, *residual, output_offset)
+    return in_channels_last(activate(out, ACTIVATIONS[activation], slope).clamp(low, high))
 
 
 def pool_patches(

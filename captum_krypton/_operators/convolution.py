@@ -12,19 +12,19 @@ from .._capture import Node, ValueId
 from .._kernels import (
     Rates,
     allows_winograd,
-    compiled_finish,
     convolve_patches,
-    fastest_finish,
+    is_narrow,
+    pack_weight,
     panel_size,
-    plain_finish,
     winograd_limit,
     winograd_sizes,
 )
-from .regions import Integers, Reach, union
-from .rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View
+from .ending import Ending, has_constant_weight
+from .regions import Integers, Reach
+from .rule import Algorithm, Boxes, Frame, Group, Means, Rule, Step, View
 from .window import WindowRule, carries_axes
 
-__all__ = ["convolution"]
+__all__ = ["convolution", "in_panels"]
 
 aten = torch.ops.aten
 
@@ -33,12 +33,8 @@ class _Convolution(WindowRule):
     def __init__(self, node: Node, view: View) -> None:
         named = node.bound()
         self.weight: ValueId = named["weight"].id
-        self.bias: ValueId | None = None if named["bias"] is None else named["bias"].id
         self.groups: int = named["groups"]
-        added = named.get("residual")
-        self.residual: ValueId | None = None if added is None else added.id
-        self.low, self.high = named.get("low", -math.inf), named.get("high", math.inf)
-        self.activation: str = named.get("activation", "none")
+        self.ending = Ending(node)
         kernel = view.shape(self.weight)[2:]
         super().__init__(
             node,
@@ -51,8 +47,7 @@ class _Convolution(WindowRule):
         )
 
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
-        own = super().reach(axis, operands)
-        return own if self.residual is None else union([own, operands[self.residual]])
+        return self.ending.reach(super().reach(axis, operands), operands)
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         """CapturedModel kernels where there are, by Winograd's algorithm where that costs less."""
@@ -62,10 +57,9 @@ class _Convolution(WindowRule):
         macs = self._macs(math.prod(float(n.mean()) for n in cells))
         if self._depthwise:
             return Algorithm.DEPTHWISE, macs * means.rates.depthwise
-        # Counted in whole panels of output channels; a last one of half or less costs less.
-        out_channels, panel = self.view.shape(self.weight)[0] // self.groups, panel_size()
-        padded = math.ceil(out_channels / panel) * panel / out_channels * macs
-        found = [(Algorithm.DIRECT, padded * means.rates.direct)]
+        out_channels, channels = self.view.shape(self.weight)[:2]
+        waste = in_panels(channels, out_channels // self.groups, self.groups)
+        found = [(Algorithm.DIRECT, macs * waste * means.rates.direct)]
         if self.groups > 1:
             found.append(self._by_torch(boxes, means.rates))
         elif means.winograd and allows_winograd(
@@ -80,9 +74,11 @@ class _Convolution(WindowRule):
 
     def _by_torch(self, boxes: Boxes, rates: Rates) -> tuple[Algorithm, float]:
         """The block is made, then read."""
-        channels = self.view.shape(self.weight)[1]
+        out_channels, channels = self.view.shape(self.weight)[:2]
         macs = self._macs(math.prod(self._spread(boxes)))
-        seconds = macs * rates.of_torch_convolution(self.groups, channels)
+        seconds = macs * rates.of_torch_convolution(
+            self.groups, channels, out_channels // self.groups
+        )
         moved = math.prod(self.read_size(boxes)) * channels * self.groups
         return Algorithm.TORCH, seconds + moved * rates.element
 
@@ -104,15 +100,16 @@ class _Convolution(WindowRule):
     def step(self, group: Group) -> Step:
         if group.algorithm(self.outputs[0]) is not Algorithm.TORCH:
             return self._kernel_step(group)
-        boxes = group.boxes(self.outputs[0])
-        added = None if self.residual is None else group.read(self.residual, boxes)
+        residual, boxes = self.ending.residual, group.boxes(self.outputs[0])
+        added = None if residual is None else group.read(residual, boxes)
         return self._torch_step(group, self.block(group), self.own_padding(), added)
 
     def whole_step(self, group: Group) -> Step:
         """The kernel is as good for patches that are whole volumes."""
         if group.algorithm(self.outputs[0]) is not Algorithm.TORCH:
             return self._kernel_step(group)
-        added = None if self.residual is None else group.whole(self.residual)
+        residual = self.ending.residual
+        added = None if residual is None else group.whole(residual)
         return self._torch_step(group, group.whole(self.source), self.padding, added)
 
     def _torch_step(
@@ -124,35 +121,14 @@ class _Convolution(WindowRule):
     ) -> Step:
         """PyTorch's own convolution of blocks, and what follows it."""
         weight = group.constant(self.weight)
-        bias = None if self.bias is None else group.constant(self.bias)
+        bias, finished = self.ending.by_torch(group, weight, added)
         stride, dilation, groups, none = self.stride, self.dilation, self.groups, [0] * len(padding)
-        low, high, activation = self.low, self.high, self.activation
-        # One of these is one pass anyway.
-        passes = [bias is not None, added is not None, activation != "none"]
-        passes.append((low, high) != (-math.inf, math.inf))
-        finished = plain_finish(low, high, activation)
-        within, after = bias, None
-        if weight.is_cuda and any(passes) and not group.compiles:
-            within, after = None, bias  # on a GPU, adding the bias is a pass of its own
-            finished = fastest_finish(low, high, activation, weight.device)
-        elif group.compiles and sum(passes) > 1:
-            within, after = None, bias
-            finished = compiled_finish(
-                low,
-                high,
-                activation,
-                bias=bias is not None,
-                residual=added is not None,
-                rank=weight.dim(),
-                dtype=weight.dtype,
-                device=weight.device,
-            )
 
         def step(frame: Frame) -> Tensor:
             out: Tensor = aten.convolution.default(
-                block(frame), weight, within, stride, padding, dilation, False, none, groups
+                block(frame), weight, bias, stride, padding, dilation, False, none, groups
             )
-            return finished(out, after, None if added is None else added(frame))
+            return finished(out, frame)
 
         return step
 
@@ -164,11 +140,13 @@ class _Convolution(WindowRule):
     def _kernel_step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
         size = [box.size for box in boxes if box is not None]
-        weight = group.packed(self.weight, group.algorithm(self.outputs[0]), self.groups)
-        bias = None if self.bias is None else group.constant(self.bias)
+        algorithm = group.algorithm(self.outputs[0])
+        winograd = algorithm is Algorithm.WINOGRAD
+        weight = group.packed(
+            self.weight, algorithm, lambda tensor: pack_weight(tensor, winograd, groups=self.groups)
+        )
         source, read_offset = group.patches(self.source), group.offsets(self.reads(boxes))
-        added = None if self.residual is None else group.patches(self.residual)
-        output_offset, output_extent = group.offsets(boxes), group.extents(boxes)
+        ending, output_offset = self.ending.by_kernel(group, boxes), group.offsets(boxes)
         limit, energy = None, weight.energy
         if energy is not None:
             level = f"level before {self.weight}"
@@ -179,34 +157,34 @@ class _Convolution(WindowRule):
                 source(frame),
                 frame.of(read_offset),
                 weight,
-                bias,
-                size,
+                size=size,
                 stride=self.stride,
                 dilation=self.dilation,
-                residual=None if added is None else added(frame),
-                output_offset=None if added is None else frame.of(output_offset),
-                low=self.low,
-                high=self.high,
-                output_extent=None if output_extent is None else frame.of(output_extent),
-                activation=self.activation,
+                output_offset=frame.of(output_offset),
                 limit=limit,
+                **ending(frame),
             )
 
         return step
 
 
+def in_panels(channels: int, out_channels: int, groups: int) -> float:
+    """How many times longer the direct kernel takes than its rate says, by a group's channels.
+
+    Output channels are counted in whole panels; a last one of half or less costs less. Where they
+    are few, lanes hold input channels instead, if there are enough.
+    """
+    panel = panel_size()
+    panels: float = math.ceil(out_channels / panel)
+    if is_narrow(groups, out_channels, panel) and 2 * channels >= panel:
+        panels = 0.25
+    return panels * panel / out_channels
+
+
 def convolution(node: Node, view: View) -> Rule | None:
     """Convolution of one to three dimensions with constant weights."""
     named = node.bound()
-    if named.get("transposed"):
+    source = named["input"].id
+    if named["transposed"] or not has_constant_weight(node, view):
         return None
-    source, added = named["input"].id, named.get("residual")
-    constants = [named[name].id for name in ("weight", "bias") if named[name] is not None]
-    if any(view.kinds[value] is not Kind.CONSTANT for value in constants):
-        return None
-    changed = [source] if added is None else [source, added.id]
-    if any(view.kinds[value] is not Kind.LOCAL for value in changed):
-        return None
-    if not carries_axes(view, source, len(named["stride"])):
-        return None
-    return _Convolution(node, view)
+    return _Convolution(node, view) if carries_axes(view, source, len(named["stride"])) else None

@@ -22,7 +22,7 @@ from .pointwise import acted_on
 from .regions import Box, Floats, Reach, index_map_reach, shift
 from .rule import Boxes, Frame, Group, Kind, Rule, Step, View, along, batch_rows
 
-__all__ = ["constant_padding", "index_map", "interpolation", "shuffle", "transposed_convolution"]
+__all__ = ["constant_padding", "index_map", "interpolation", "shuffle"]
 
 aten = torch.ops.aten
 Integers = npt.NDArray[np.int64]
@@ -268,91 +268,6 @@ def constant_padding(node: Node, view: View) -> Rule | None:
     ):
         return None
     return _PaddingRule(node, view, before, after)
-
-
-class _TransposedRule(Rule):
-    """Transposed convolution: patches start where a kernel does, so that they share one phase."""
-
-    def __init__(self, node: Node, view: View) -> None:
-        self.node, self.view = node, view
-        self.named = node.bound()
-        self.source: ValueId = self.named["input"].id
-        self.dims = view.dims[self.source]
-        self.kernel = view.shape(self.named["weight"].id)[2:]
-
-    def _geometry(self, axis: int) -> tuple[int, int, int]:
-        dim = self.dims[axis]
-        assert dim is not None
-        i = dim - 2
-        span = (self.kernel[i] - 1) * self.named["dilation"][i]
-        return self.named["stride"][i], self.named["padding"][i], span
-
-    def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
-        stride, padding, span = self._geometry(axis)
-        reach = operands[self.source]
-        start = reach.start * stride - padding
-        stop = (reach.stop - 1) * stride - padding + span + 1
-        return Reach(start, np.where(reach.stop > reach.start, stop, start)).clipped(
-            self.size(axis)
-        )
-
-    def alignment(self, axis: int) -> tuple[int, int]:
-        stride, padding, _ = self._geometry(axis)
-        return stride, -padding % stride
-
-    def step(self, group: Group) -> Step:
-        named = self.named
-        weight = group.constant(named["weight"].id)
-        bias = None if named["bias"] is None else group.constant(named["bias"].id)
-        reads: list[Box | None] = []
-        padding, extra = list(named["padding"]), list(named["output_padding"])
-        crops = []
-        for axis, box in enumerate(group.boxes(self.outputs[0])):
-            dim = self.dims[axis]
-            if box is None or dim is None:
-                reads.append(None)
-                continue
-            stride, pad, span = self._geometry(axis)
-            before = span // stride
-            length = (box.size - 1) // stride + before + 1
-            reads.append(Box((box.offset + pad) // stride - before, length))
-            made = (length - 1) * stride + span + 1
-            padding[dim - 2] = 0
-            extra[dim - 2] = max(0, before * stride + box.size - made)
-            crops.append((dim, before * stride, box.size))
-        read = group.read(self.source, tuple(reads))
-
-        def step(frame: Frame) -> Tensor:
-            out: Tensor = aten.convolution.default(
-                read(frame),
-                weight,
-                bias,
-                named["stride"],
-                padding,
-                named["dilation"],
-                True,
-                extra,
-                named["groups"],
-            )
-            for dim, start, size in crops:
-                out = out.narrow(dim, start, size)
-            return out
-
-        return step
-
-
-def transposed_convolution(node: Node, view: View) -> Rule | None:
-    """Transposed convolution of one to three dimensions with constant weights."""
-    named = node.bound()
-    source = named["input"].id
-    if not named["transposed"] or not view.only_first_varies(node):
-        return None
-    rank = len(named["stride"])
-    if len(view.graph.shapes[source]) != rank + 2:
-        return None
-    if any(d is not None and d < 2 for d in view.dims[source]):
-        return None
-    return _TransposedRule(node, view)
 
 
 class _ShuffleRule(Rule):

@@ -8,15 +8,15 @@ it is known by a patch and an offset. `dims` says which dimension of a value car
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from .._capture import BatchInt, Graph, Node, Value, ValueId, resolve
-from .._kernels import PackedWeight, Patches, Rates
+from .._kernels import Patches, Rates
 from .regions import Box, Floats, Reach, everywhere, union
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
 
 Dims = tuple[int | None, ...]
 Boxes = tuple[Box | None, ...]
+Packed = TypeVar("Packed")
 
 
 class Kind(Enum):
@@ -148,8 +149,8 @@ class Group(Protocol):
     def derived(self, value: ValueId, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
         """What `make` gives for a value of the untouched images, made once under this name."""
 
-    def packed(self, value: ValueId, algorithm: Algorithm, groups: int) -> PackedWeight:
-        """A constant weight in the order of the kernels."""
+    def packed(self, value: ValueId, order: Hashable, make: Callable[[Tensor], Packed]) -> Packed:
+        """What `make` gives for a constant weight, made once for this order of its numbers."""
 
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
         """A function that gives the block `boxes` of a local value, outside filled."""

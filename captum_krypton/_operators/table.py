@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._capture import Node
-from . import convolution, join, pointwise, reduce, resample, shape, splice, window
+from . import convolution, join, pointwise, reduce, resample, shape, splice, transposed, window
 from .rule import Kind, Rule, View
 
 __all__ = ["rule_for"]
@@ -16,8 +16,11 @@ __all__ = ["rule_for"]
 Builder = Callable[[Node, View], Rule | None]
 
 _BUILDERS: dict[str, tuple[Builder, ...]] = {
-    "aten.convolution": (convolution.convolution, resample.transposed_convolution),
-    "captum_krypton.convolution_block": (convolution.convolution,),
+    "aten.convolution": (convolution.convolution, transposed.transposed_convolution),
+    "captum_krypton.convolution_block": (
+        convolution.convolution,
+        transposed.transposed_convolution,
+    ),
     "captum_krypton.join_block": (join.block,),
     "aten.max_pool2d_with_indices": (window.max_pooling,),
     "aten.max_pool3d_with_indices": (window.max_pooling,),

@@ -37,9 +37,12 @@ def node_costs(analysis: Analysis, rates: Rates) -> tuple[NodeCost, ...]:
         macs = 0 if is_shared(analysis, node) else multiply_accumulates(graph, node)
         rate = rates.linear
         if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
-            inner = graph.size(node.operands()[1], 1)[1]
-            groups = resolve(node.bound()["groups"], graph.constants.__getitem__, 1)
-            rate = rates.of_torch_convolution(groups, inner)
+            named = node.bound()
+            groups = resolve(named["groups"], graph.constants.__getitem__, 1)
+            channels, inner = graph.size(named["weight"].id, 1)[:2]
+            each = channels // groups
+            inner, outer = (each, inner) if named["transposed"] else (inner, each)
+            rate = rates.of_torch_convolution(groups, inner, outer)
         costs.append(NodeCost(macs, elements, macs * rate + elements * rates.element))
     return tuple(costs)
 

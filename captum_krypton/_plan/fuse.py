@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 from .._capture import Graph, Node, Value, ValueId
 from .._kernels import ACTIVATIONS, convolution_block, join_block
 from .._operators import Kind
@@ -25,9 +28,7 @@ def fused(analysis: Analysis) -> Graph:
     local = [
         node for node, rule in zip(graph.nodes, analysis.rules, strict=True) if rule is not None
     ]
-    convolutions = [
-        node for node in local if node.name == "aten.convolution" and not node.bound()["transposed"]
-    ]
+    convolutions = [node for node in local if node.name == "aten.convolution"]
     # The dearer of two that are added gets the sum.
     convolutions.sort(key=lambda node: -multiply_accumulates(graph, node))
     users = graph.users()
@@ -57,6 +58,7 @@ def _convolution(
     graph = analysis.graph
     residual: ValueId | None = None
     low, high, activation = -math.inf, math.inf, "none"
+    slope: Value | None = None
     chain = [node]
     user = _sole_user(graph, users, chain[-1])
     if user is not None:
@@ -70,13 +72,13 @@ def _convolution(
     elif user is not None and (named := _activation(user)) is not None:
         activation = named
         chain.append(user)
-    bound = node.bound()
-    call = tuple(
-        bound[name]
-        for name in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    )
+    elif user is not None and (slopes := _slopes(graph, node, user)) is not None:
+        activation = "prelu"
+        slope = Value(graph.new_value(tuple(slopes.shape), slopes.dtype))
+        graph.constants[slope.id] = slopes
+        chain.append(user)
     added = None if residual is None else Value(residual)
-    arguments = (*call, added, low, high, activation)
+    arguments = (*node.bound().values(), added, low, high, activation, slope)
     return Node(convolution_block, arguments, {}, chain[-1].outputs), chain
 
 
@@ -154,6 +156,23 @@ def _activation(node: Node) -> str | None:
     if name not in ACTIVATIONS or node.bound().get("approximate", "none") != "none":
         return None
     return name
+
+
+def _slopes(graph: Graph, convolution: Node, node: Node) -> Tensor | None:
+    """The slope of each channel of a PReLU that follows a convolution; None for others."""
+    like = graph.constants[convolution.bound()["weight"].id]
+    channels = graph.size(node.outputs[0], 1)[1]
+    if node.name == "aten.leaky_relu":
+        exact = like.dtype in (torch.float32, torch.float64)  # other types round the slope
+        return like.new_full((channels,), node.bound()["negative_slope"]) if exact else None
+    slope = None
+    if node.name == "aten._prelu_kernel":
+        slope = graph.constants.get(node.operands()[1])
+    if slope is None or slope.numel() not in (1, channels) or slope.dtype is not like.dtype:
+        return None
+    if slope.numel() > 1 and slope.shape[1] != channels:
+        return None
+    return slope.detach().reshape(-1).expand(channels).contiguous()
 
 
 def _bounds(node: Node) -> tuple[float, float] | None:

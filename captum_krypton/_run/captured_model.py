@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .._call import Call, Settings, signature
 from .._capture import BatchInt, NotCapturable, ValueId, captured, current_state, simplified
-from .._kernels import PackedWeight, backend_info, panel_size, rates_of, trim
-from .._operators import Algorithm, Means
+from .._kernels import backend_info, panel_size, rates_of, trim
+from .._operators import Means
 from .._plan import Analysis, Plan, Room, analyse, fused, make_plan
 from .group import Material
 from .interpreter import prepare_constants
@@ -41,7 +41,7 @@ class CapturedModel:
         self.graph.constants = self.constants  # else every weight is there in two layouts
         self.replays = ReplayCache(len(call.inputs))
         self._budgets: dict[torch.device, int] = {}
-        self.packs: dict[tuple[ValueId, Algorithm], PackedWeight] = {}
+        self.packs: dict[tuple[ValueId, Hashable], Any] = {}
         self.checked: set[tuple[Any, ...]] = set()
         self.paces: dict[tuple[Any, ...], Pace] = {}
         self.notes: dict[tuple[Any, ...], list[Any]] = {}

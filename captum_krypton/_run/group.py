@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._capture import ValueId
-from .._kernels import PackedWeight, Patches, gather_patches, pack_weight
+from .._kernels import Patches, gather_patches
 from .._operators import Algorithm, Box, Boxes, Dims, Frame, Kind, same_boxes
 from .._plan import GroupPlan, Plan
 from .base import Base
@@ -22,6 +22,7 @@ from .layout import from_block, to_block
 
 __all__ = ["Material", "Selection", "WindowGroup"]
 
+Packed = TypeVar("Packed")
 Selection = npt.NDArray[np.bool_]  # (images, windows), windows in row-major order
 
 
@@ -32,7 +33,7 @@ class Material:
     Attributes:
         plan: the plan.
         constants: from `prepare_constants`.
-        packs: weights in the kernels' order, by value and algorithm; missing ones are put there.
+        packs: weights in an order of the kernels, by value and order; missing ones are put there.
         fill: what the windows are filled with; None where the base has a tensor for that.
         channels_last: whether activations are kept with channels last.
         compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
@@ -40,7 +41,7 @@ class Material:
 
     plan: Plan
     constants: dict[ValueId, Tensor]
-    packs: dict[tuple[ValueId, Algorithm], PackedWeight]
+    packs: dict[tuple[ValueId, Hashable], Any]
     fill: float | None
     channels_last: bool
     compiles: bool = False
@@ -161,15 +162,12 @@ class WindowGroup:
     def derived(self, value: ValueId, name: str, make: Callable[[Tensor], Tensor]) -> Tensor:
         return self.base.derived((value, name), lambda: make(self.base.kept[value]))
 
-    def packed(self, value: ValueId, algorithm: Algorithm, groups: int) -> PackedWeight:
-        key = (value, algorithm)
+    def packed(self, value: ValueId, order: Hashable, make: Callable[[Tensor], Packed]) -> Packed:
+        key = (value, order)
         if key not in self.material.packs:
-            self.material.packs[key] = pack_weight(
-                self.material.constants[value],
-                algorithm is Algorithm.WINOGRAD,
-                groups=groups,
-            )
-        return self.material.packs[key]
+            self.material.packs[key] = make(self.material.constants[value])
+        made: Packed = self.material.packs[key]
+        return made
 
     def read(self, value: ValueId, boxes: Boxes, fill: float = 0.0) -> Callable[[Frame], Tensor]:
         own, dims = self.boxes(value), self.analysis.dims[value]

@@ -94,7 +94,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                         OptionalTensor residual_patch, OptionalTensor residual_offset,
                         OptionalTensor residual_extent, OptionalTensor output_offset, double low,
                         double high, int64_t activation, OptionalTensor energy,
-                        OptionalTensor limit) {
+                        OptionalTensor limit, OptionalTensor slope) {
   const Kernels& found = need_kernels();
   const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset);
   check("weight", weight, ScalarType::Float, base.dim());
@@ -119,7 +119,9 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                   "winograd is for ungrouped convolutions of stride 1 with up to ", 3 * kMostGroups,
                   " taps an axis, more than one in height or width, and at least ", found.lanes,
                   " channels");
-  const int64_t padded = groups * round_up(out_channels / groups, found.panel);
+  const bool narrow = !winograd && is_narrow(groups, out_channels, found.panel);
+  const int64_t padded =
+      narrow ? out_channels : groups * round_up(out_channels / groups, found.panel);
   const int64_t count = kernel[0] * kernel[1] * kernel[2];
   const int64_t expected = depthwise ? count * channels
                            : winograd
@@ -128,22 +130,9 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
   check("packed", packed, ScalarType::Float, packed.dim());
   STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == expected, "packed has ",
                   packed.numel(), " elements; expected ", expected, ", contiguous");
-  const float* const biases = numbers_of("bias", bias, out_channels);
-  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "activation is ", activation,
-                  "; expected 0 to ", kActivations - 1);
-  std::optional<Held> added;
-  std::optional<Source> residual;
-  if (residual_base) {
-    STD_TORCH_CHECK(residual_patch && residual_offset && output_offset,
-                    "residual_base comes without residual_patch, residual_offset or output_offset");
-    added = hold(*residual_base, *residual_patch, image, *residual_offset, residual_extent,
-                 *output_offset);
-    STD_TORCH_CHECK(residual_base->dim() == base.dim() && residual_base->size(1) == out_channels,
-                    "residual_base has ", residual_base->size(1), " channels and ",
-                    residual_base->dim() - 2, " window axes; expected ", out_channels, " and ",
-                    axes);
-    residual = added->source();
-  }
+  const Residual residual{residual_base, residual_patch, residual_offset, residual_extent};
+  const HeldEnding ending(base, image, out_channels, bias, residual, output_offset, low, high,
+                          activation, slope);
   const Written written = allocate(base, patch.size(0), out_channels, size, output_extent);
   if (written.cells() == 0 || out_channels == 0) {
     return written.out;
@@ -152,12 +141,8 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
   const HeldRange held_range(winograd, weight, energy, limit, base.size(0));
   const Range range = held_range.range();
   const Convolution conv{held.source(),
-                         residual ? &*residual : nullptr,
                          packed.const_data_ptr<float>(),
-                         biases,
-                         static_cast<float>(low),
-                         static_cast<float>(high),
-                         static_cast<Activation>(activation),
+                         ending.ending(),
                          written.output(),
                          winograd ? tiles.data() : nullptr,
                          winograd ? &range : nullptr,
@@ -168,7 +153,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
   if (winograd) {
     run(conv, winograd_work(conv, found, static_cast<int64_t>(tiles.size())));
   } else {
-    run(conv, cell_work(conv, depthwise ? found.depthwise : found.direct, found));
+    run(conv, direct_work(conv, depthwise, narrow, found));
   }
   return written.out;
 }

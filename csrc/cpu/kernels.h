@@ -41,6 +41,18 @@ struct Output {
   int64_t channels;
   const int64_t* extent;  // cells that are computed, (windows, 3)
   const int64_t* before;  // how many of them the earlier windows have, (windows + 1)
+  int64_t step[3];        // cells from one that is computed to the next, along the axes
+  const int64_t* first;   // the first one that is computed, (windows, 3); null: 0 of all
+};
+
+// What is done to the sums of a convolution.
+struct Ending {
+  const float* bias;       // none: null
+  const Source* residual;  // added to the output; none: null
+  const float* slope;      // by channel, for PReLU; others: null
+  float low;
+  float high;
+  Activation activation;
 };
 
 // The outputs that Winograd's algorithm computes at once: 1 to kMostOutputs along height and width.
@@ -67,12 +79,8 @@ struct Range {
 
 struct Convolution {
   Source source;
-  const Source* residual;  // added to the output; none: null
-  const float* weight;     // packed, see `Kernels`
-  const float* bias;       // none: null
-  float low;
-  float high;
-  Activation activation;
+  const float* weight;  // packed, see `Kernels`
+  Ending ending;
   Output out;
   const Tile* tiles;   // of all windows; none: null
   const Range* range;  // of Winograd's algorithm; none: null
@@ -118,6 +126,8 @@ struct Kernels {
   void (*winograd)(const Convolution&, int64_t begin, int64_t end, float* scratch);
   // Units are output cells. weight: (groups, panels, taps, channels, panel).
   void (*direct)(const Convolution&, int64_t begin, int64_t end, float* scratch);
+  // The same for `is_narrow` convolutions. weight: (output channels, taps, channels).
+  void (*narrow)(const Convolution&, int64_t begin, int64_t end, float* scratch);
   // Units are output cells, every channel by itself. weight: (taps, channels).
   void (*depthwise)(const Convolution&, int64_t begin, int64_t end, float* scratch);
   // Units are output cells.
@@ -126,6 +136,11 @@ struct Kernels {
   // Units are output cells.
   void (*join)(const Joining&, int64_t begin, int64_t end, float* scratch);
 };
+
+// Whether a convolution has so few output channels that most lanes of a panel would be idle.
+constexpr bool is_narrow(int64_t groups, int64_t out_channels, int64_t panel) {
+  return groups == 1 && 8 * out_channels <= panel;
+}
 
 // Floats of scratch for `units` units of a direct convolution: pointers to the cells that they read
 // and write, and the sums of a panel.
@@ -140,6 +155,20 @@ constexpr int64_t run_scratch(const Call& call, int64_t units) {
   const int64_t columns =
       (units - 1) * call.stride[2] + (call.kernel[2] - 1) * call.dilation[2] + 1;
   return 2 * (call.kernel[0] * call.kernel[1] * columns + units);
+}
+
+// Of a narrow convolution with fewer input channels than lanes: columns of the rows that units side
+// by side read, and with pointers to them and to what is added, all of it.
+constexpr int64_t narrow_pitch(const Convolution& conv, int64_t units, int64_t lanes) {
+  const int64_t beside = (conv.kernel[2] - 1) * conv.dilation[2];
+  return units + lanes + (beside > 0 ? beside : 0);
+}
+
+constexpr int64_t narrow_scratch(const Convolution& conv, int64_t units, int64_t lanes) {
+  const int64_t rows = conv.kernel[0] * conv.kernel[1];
+  const int64_t pitch = narrow_pitch(conv, units, lanes);
+  return 2 * (units + pitch) +
+         (conv.source.channels < lanes ? rows * conv.source.channels * pitch : 0);
 }
 
 const Kernels* portable_kernels();

@@ -123,6 +123,33 @@ Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Te
   return held;
 }
 
+HeldEnding::HeldEnding(const Tensor& base, const Tensor& image, int64_t channels,
+                       const OptionalTensor& bias, const Residual& residual,
+                       const OptionalTensor& output_offset, double low, double high,
+                       int64_t activation, const OptionalTensor& slope)
+    : bias_(numbers_of("bias", bias, channels)),
+      slope_(numbers_of("slope", slope, channels)),
+      low_(static_cast<float>(low)),
+      high_(static_cast<float>(high)),
+      activation_(static_cast<Activation>(activation)) {
+  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "activation is ", activation,
+                  "; expected 0 to ", kActivations - 1);
+  STD_TORCH_CHECK(slope.has_value() == (activation_ == Activation::kPrelu),
+                  "slope comes with PReLU, and with nothing else");
+  if (!residual.base) {
+    return;
+  }
+  STD_TORCH_CHECK(residual.patch && residual.offset && output_offset,
+                  "residual_base comes without residual_patch, residual_offset or output_offset");
+  added_ = hold(*residual.base, *residual.patch, image, *residual.offset, residual.extent,
+                *output_offset);
+  STD_TORCH_CHECK(residual.base->dim() == base.dim() && residual.base->size(1) == channels,
+                  "residual_base has ", residual.base->size(1), " channels and ",
+                  residual.base->dim() - 2, " window axes; expected ", channels, " and ",
+                  base.dim() - 2);
+  source_ = added_->source();
+}
+
 Output Written::output() const {
   const Axes size = axes_of(out);
   return {out.mutable_data_ptr<float>(),
@@ -132,7 +159,9 @@ Output Written::output() const {
           size[2],
           out.size(1),
           extent.data(),
-          before.data()};
+          before.data(),
+          {1, 1, 1},
+          nullptr};
 }
 
 Written allocate(const Tensor& like, int64_t windows, int64_t channels,

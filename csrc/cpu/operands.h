@@ -48,6 +48,31 @@ struct C10_HIDDEN Held {
 Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Tensor& patch_offset,
           const OptionalTensor& patch_extent, const Tensor& read_offset, float padding = 0.0F);
 
+// What is added to the output of a call, as its arguments have it; none where there is no base.
+struct C10_HIDDEN Residual {
+  const OptionalTensor &base, &patch, &offset, &extent;
+};
+
+// What is done to the sums of a convolution with so many output channels; it lives as long as the
+// tensors do.
+class C10_HIDDEN HeldEnding {
+ public:
+  HeldEnding(const Tensor& base, const Tensor& image, int64_t channels, const OptionalTensor& bias,
+             const Residual& residual, const OptionalTensor& output_offset, double low, double high,
+             int64_t activation, const OptionalTensor& slope);
+
+  Ending ending() const {
+    return {bias_, source_ ? &*source_ : nullptr, slope_, low_, high_, activation_};
+  }
+
+ private:
+  const float *bias_, *slope_;
+  float low_, high_;
+  Activation activation_;
+  std::optional<Held> added_;
+  std::optional<Source> source_;
+};
+
 // What a call writes, and where.
 struct C10_HIDDEN Written {
   Tensor out;

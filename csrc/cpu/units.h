@@ -39,6 +39,17 @@ Work<Call> cell_work(const Call& call, void (*kernel)(const Call&, int64_t, int6
           std::max(direct_scratch(block, taps, found.panel), run_scratch(call, block))};
 }
 
+// By the kernel for what is depthwise, or `is_narrow`, or neither.
+inline Work<Convolution> direct_work(const Convolution& conv, bool depthwise, bool narrow,
+                                     const Kernels& found) {
+  const auto kernel = depthwise ? found.depthwise : (narrow ? found.narrow : found.direct);
+  Work<Convolution> work = cell_work(conv, kernel, found);
+  if (narrow) {
+    work.scratch = std::max(work.scratch, narrow_scratch(conv, work.block, found.lanes));
+  }
+  return work;
+}
+
 template <typename Call>
 void run(const Call& call, const Work<Call>& work) {
   const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());

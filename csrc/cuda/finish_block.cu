@@ -22,13 +22,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Sums, numbered by vectors as they lie in memory; a channel's bias is that of the vector's place:
+// Sums, numbered by vectors as they lie in memory; bias and slope are those of the vector's place:
 // `repeats` neighbours have the same one, and after `places` they start anew.
 template <typename Scalar, typename Real, typename Index>
 struct Finish {
   Scalar* sums;
   const Scalar* bias;      // null: none
   const Scalar* residual;  // null: none
+  const Scalar* slope;     // for PReLU; others: null
   Real low, high;
   Activation activation;
   Index count;
@@ -58,10 +59,16 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const Finish<Scalar, R
   for (Index number = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
        number < work.count; number += step) {
     auto* const place = reinterpret_cast<Vector*>(work.sums) + number;
-    Vector sums = *place, bias = {}, residual = {};
-    if (work.bias != nullptr) {
+    Vector sums = *place, bias = {}, residual = {}, slope = {};
+    if (work.bias != nullptr || work.slope != nullptr) {
       Index rest = work.repeats.divide(number);
-      bias = reinterpret_cast<const Vector*>(work.bias)[split(rest, work.places)];
+      const Index channel = split(rest, work.places);
+      if (work.bias != nullptr) {
+        bias = reinterpret_cast<const Vector*>(work.bias)[channel];
+      }
+      if (work.slope != nullptr) {
+        slope = reinterpret_cast<const Vector*>(work.slope)[channel];
+      }
     }
     if (work.residual != nullptr) {
       residual = reinterpret_cast<const Vector*>(work.residual)[number];
@@ -73,6 +80,9 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const Finish<Scalar, R
       }
       if (work.residual != nullptr) {
         value += static_cast<Real>(residual.values[lane]);
+      }
+      if (work.slope != nullptr) {
+        value = value > 0 ? value : value * static_cast<Real>(slope.values[lane]);
       }
       value = activated(value, work.activation);
       value = value < work.low ? work.low : value;
@@ -86,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const Finish<Scalar, R
 // A call's tensors: of one format, of one type, side by side.
 struct Call {
   Tensor sums;
-  std::optional<Tensor> bias, residual;
+  std::optional<Tensor> bias, residual, slope;
   double low, high;
   Activation activation;
   int64_t channels, repeats;  // neighbouring sums of one channel
@@ -103,6 +113,7 @@ void launch(const Launcher& launcher, const Call& call) {
   const Finish<Scalar, Real, Index> work{static_cast<Scalar*>(call.sums.mutable_data_ptr()),
                                          Call::data<Scalar>(call.bias),
                                          Call::data<Scalar>(call.residual),
+                                         Call::data<Scalar>(call.slope),
                                          static_cast<Real>(call.low),
                                          static_cast<Real>(call.high),
                                          call.activation,
@@ -126,8 +137,9 @@ void launch(const Launcher& launcher, const Call& call) {
 template <typename Scalar, typename Real>
 void launch(const Launcher& launcher, const Call& call) {
   constexpr int kWide = 16 / sizeof(Scalar);
-  const bool aligned = are_aligned({call.sums.const_data_ptr(), Call::data<Scalar>(call.bias),
-                                    Call::data<Scalar>(call.residual)});
+  const bool aligned =
+      are_aligned({call.sums.const_data_ptr(), Call::data<Scalar>(call.bias),
+                   Call::data<Scalar>(call.residual), Call::data<Scalar>(call.slope)});
   if (call.repeats == 1 && call.channels % kWide == 0 && aligned) {
     launch<Scalar, Real, kWide>(launcher, call);
   } else {
@@ -135,8 +147,18 @@ void launch(const Launcher& launcher, const Call& call) {
   }
 }
 
+// Where there is a tensor, it has a number for each channel of the sums.
+void pack_channels(const char* name, const Tensor& sums, std::optional<Tensor>& tensor) {
+  if (tensor) {
+    STD_TORCH_CHECK(is_beside(*tensor, sums) && tensor->scalar_type() == sums.scalar_type() &&
+                        tensor->dim() == 1 && tensor->size(0) == sums.size(1),
+                    name, " is not one number for each channel of sums, of its dtype and device");
+    tensor = pack(*tensor, MemoryFormat::Contiguous);
+  }
+}
+
 Tensor finish_block(Tensor sums, std::optional<Tensor> bias, std::optional<Tensor> residual,
-                    double low, double high, int64_t activation) {
+                    double low, double high, int64_t activation, std::optional<Tensor> slope) {
   STD_TORCH_CHECK(is_launchable(sums), "sums is not on the device of this kernel");
   STD_TORCH_CHECK(sums.dim() >= 2, "sums has ", sums.dim(), " axes; expected 2 or more");
   STD_TORCH_CHECK(activation >= 0 && activation < kActivations, "activation is ", activation,
@@ -144,12 +166,10 @@ Tensor finish_block(Tensor sums, std::optional<Tensor> bias, std::optional<Tenso
   const MemoryFormat format = format_of(sums);
   STD_TORCH_CHECK(is_packed(sums, format), "sums has gaps between its numbers");
   const int64_t channels = sums.size(1);
-  if (bias) {
-    STD_TORCH_CHECK(is_beside(*bias, sums) && bias->scalar_type() == sums.scalar_type() &&
-                        bias->dim() == 1 && bias->size(0) == channels,
-                    "bias is not one number for each channel of sums, of its dtype and device");
-    bias = pack(*bias, MemoryFormat::Contiguous);
-  }
+  STD_TORCH_CHECK(slope.has_value() == (static_cast<Activation>(activation) == Activation::kPrelu),
+                  "slope comes with PReLU, and with nothing else");
+  pack_channels("bias", sums, bias);
+  pack_channels("slope", sums, slope);
   if (residual) {
     bool same = is_beside(*residual, sums) && residual->scalar_type() == sums.scalar_type() &&
                 residual->dim() == sums.dim();
@@ -164,10 +184,15 @@ Tensor finish_block(Tensor sums, std::optional<Tensor> bias, std::optional<Tenso
   }
   const bool last = format != MemoryFormat::Contiguous;
   const Launcher launcher(sums);
-  const Call call{sums,     bias,
-                  residual, low,
-                  high,     static_cast<Activation>(activation),
-                  channels, last ? 1 : sums.numel() / (sums.size(0) * channels)};
+  const Call call{sums,
+                  bias,
+                  residual,
+                  slope,
+                  low,
+                  high,
+                  static_cast<Activation>(activation),
+                  channels,
+                  last ? 1 : sums.numel() / (sums.size(0) * channels)};
   switch (sums.scalar_type()) {
     case ScalarType::Float:
       launch<float, float>(launcher, call);
@@ -197,7 +222,7 @@ STABLE_TORCH_LIBRARY_IMPL(captum_krypton, CUDA, library) {
 STABLE_TORCH_LIBRARY_FRAGMENT(captum_krypton_on_host, library) {
   library.def(
       "finish_block(Tensor(a!) sums, Tensor? bias, Tensor? residual, float low, float high, "
-      "int activation) -> Tensor(a!)");
+      "int activation, Tensor? slope=None) -> Tensor(a!)");
 }
 STABLE_TORCH_LIBRARY_IMPL(captum_krypton_on_host, CPU, library) {
   library.impl("finish_block", TORCH_BOX(&finish_block));

@@ -16,22 +16,22 @@ from captum_krypton._capture.simplify import simplified
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_batch_norms_are_folded(affine: bool, dtype: torch.dtype) -> None:
-    network = conv_norm(nn.Conv2d, affine=affine).to(dtype)
-    x = torch.rand(2, 3, 8, 8, dtype=dtype)
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batch_norms_are_folded(
+    groups: int, kind: type[nn.Module], dtype: torch.dtype, affine: bool
+) -> None:
+    network = conv_norm(kind, groups, affine=affine).to(dtype)
+    x = torch.rand(2, 2 + groups, 8, 8, dtype=dtype)
     graph = simplified(graph_of(network, x))
     assert names(graph) == ["convolution", "reshape"]
     torch.testing.assert_close(run(graph, x), network(x).detach())
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [(nn.Conv2d, torch.bfloat16), (nn.ConvTranspose2d, torch.float32)],
-    ids=["rounds twice", "transposed"],
-)
-def test_batch_norms_that_stay(kind: type[nn.Module], dtype: torch.dtype) -> None:
-    network = conv_norm(kind).to(dtype)
-    graph = simplified(graph_of(network, torch.rand(2, 3, 8, 8, dtype=dtype)))
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_batch_norms_that_would_be_rounded_twice_stay(kind: type[nn.Module]) -> None:
+    network = conv_norm(kind).to(torch.bfloat16)
+    graph = simplified(graph_of(network, torch.rand(2, 3, 8, 8, dtype=torch.bfloat16)))
     assert len(names(graph)) == 3
 
 

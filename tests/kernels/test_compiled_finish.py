@@ -124,14 +124,17 @@ def test_one_pass(
         shape = (rows, 6, side, side)
         sums, residual = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
         bias = torch.randn(6, generator=generator, dtype=torch.float64)
+        slope = bias.flip(0) if activation == "prelu" else None
         exact = sums + bias.reshape(-1, 1, 1)
-        expected = finish(exact, residual if with_residual else None, low, high, activation)
+        added = residual if with_residual else None
+        expected = finish(exact, added, low, high, activation, slope)
         last = torch.channels_last
         with torch.no_grad():
             found = finished(
                 sums.to(dtype).contiguous(memory_format=last),
                 bias.to(dtype),
                 residual.to(dtype).contiguous(memory_format=last) if with_residual else None,
+                None if slope is None else slope.to(dtype),
             )
         assert found.dtype is dtype
         loose = {torch.bfloat16: 5e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]

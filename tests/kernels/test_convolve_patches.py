@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +15,23 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import Draw
-from patches import EPSILON, Size, counted, extents, naive_taps, numbers, offsets, patches, sizes
+from patches import (
+    EPSILON,
+    Size,
+    counted,
+    endings,
+    extents,
+    naive_taps,
+    numbers,
+    offsets,
+    patches,
+    sizes,
+)
 from torch import Tensor
 
 from captum_krypton._kernels import (
     ACTIVATIONS,
     Patches,
-    convolution_block,
     convolve_patches,
     in_channels_last,
     pack_weight,
@@ -30,21 +39,6 @@ from captum_krypton._kernels import (
     reference,
 )
 from captum_krypton._kernels.formats import is_channels_last
-
-# By their formulas, number by number: what PyTorch's vectors make of infinity, and how exact they
-# are, depends on the processor.
-FORMULAS: dict[str, Callable[[float], float]] = {
-    "none": lambda x: x,
-    "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
-    "silu": lambda x: x / (1 + (math.exp(-x) if x > -700 else math.inf)),
-    "hardswish": lambda x: x * min(max(x + 3, 0.0), 6.0) / 6,
-}
-
-
-def by_formula(activation: str, x: Tensor) -> Tensor:
-    """The activation of every number, float64."""
-    made = [FORMULAS[activation](number) for number in x.double().flatten().tolist()]
-    return torch.tensor(made, dtype=torch.float64).reshape(x.shape)
 
 
 @dataclass
@@ -66,6 +60,7 @@ class Case:
     groups: int
     extent: Tensor | None = None
     activation: str = "none"
+    slope: Tensor | None = None
 
     def run(self) -> Tensor:
         return convolve_patches(
@@ -82,6 +77,7 @@ class Case:
             high=self.high,
             output_extent=self.extent,
             activation=self.activation,
+            slope=self.slope,
         )
 
     def expected(self, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -119,6 +115,7 @@ class Case:
             self.low,
             self.high,
             ACTIVATIONS.index(self.activation),
+            slope=cast(self.slope),
         )
 
     def by_loop(self) -> Tensor:
@@ -175,6 +172,7 @@ def cases(draw: Draw) -> Case:
         st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)])
     )
     size = draw(sizes(axes, 1, MOST[axes]))
+    activation, slope = draw(endings(noise, out_channels))
     return Case(
         source,
         offsets(noise, windows, axes, -6),
@@ -189,7 +187,8 @@ def cases(draw: Draw) -> Case:
         kind == "winograd",
         groups,
         extents(draw, noise, windows, size),
-        draw(st.sampled_from(ACTIVATIONS)),
+        activation,
+        slope,
     )
 
 
@@ -206,7 +205,7 @@ def test_equals_the_reference(case: Case) -> None:
 @settings(max_examples=40)
 @given(case=cases())
 def test_equals_a_naive_loop(case: Case) -> None:
-    bounds = {"low": -torch.inf, "high": torch.inf, "activation": "none"}
+    bounds = {"low": -torch.inf, "high": torch.inf, "activation": "none", "slope": None}
     bare = Case(**{**vars(case), "bias": None, "residual": None, **bounds})
     limit = (40 if case.winograd else 4) * EPSILON * case.magnitude()
     assert (counted(bare.run() - bare.by_loop(), case.extent).abs() <= limit).all()
@@ -386,47 +385,6 @@ def test_a_direct_convolutions_error_is_half_of_a_loops(kernel: Size) -> None:
     assert Sums.of(kernel).error(False, 24) <= 0.5
 
 
-@pytest.mark.parametrize("activation", FORMULAS)
-def test_activations_are_exact(activation: str) -> None:
-    """Of numbers of every size, with their sign and of both ways to compute a lane."""
-    noise = torch.Generator().manual_seed(0)
-    sizes = torch.logspace(-6, 2, 4096).repeat(19, 1).reshape(1, 19, 64, 64)
-    x = (sizes * torch.randn(sizes.shape, generator=noise)).float()
-    source = Patches(x, x, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
-    one = pack_weight(torch.eye(19)[:, :, None, None])
-    made = convolve_patches(source, source.patch_offset, one, None, (64, 64), activation=activation)
-    off = ((made - by_formula(activation, x)) / x.abs().clamp_min(1e-3)).abs().max()
-    assert off <= 4 * EPSILON
-    values = [torch.nan, -torch.inf, -1e38, -100.0]
-    if panel_size():  # what the references make of infinity is PyTorch's affair
-        values.append(torch.inf)
-    odd = torch.tensor(values).repeat(1, 19, 1, 1)
-    source, size = source._replace(base=odd, patch=odd), (1, len(values))
-    each = pack_weight(torch.ones(19, 1, 1, 1), groups=19)
-    made = convolve_patches(source, source.patch_offset, each, None, size, activation=activation)
-    expected = by_formula(activation, odd).float()
-    torch.testing.assert_close(made, expected, equal_nan=True)
-
-
-@given(data=st.data())
-def test_a_block_is_its_parts(data: st.DataObject) -> None:
-    noise = numbers(data.draw)
-    x = torch.randn(2, 4, 7, 6, generator=noise).double()
-    weight = torch.randn(6, 2, 3, 3, generator=noise).double()
-    out = F.conv2d(x, weight, None, 1, 1, 1, 2)
-    residual = torch.randn(out.shape, generator=noise).double()
-    added = residual if data.draw(st.booleans()) else None
-    low, high = data.draw(st.sampled_from([(-torch.inf, torch.inf), (0.0, 6.0)]))
-    activation = data.draw(st.sampled_from(ACTIVATIONS))
-    summed = out if added is None else out + added
-    expected = by_formula(activation, summed).clamp(low, high)
-    before = residual.clone()
-    call = (x, weight, None, [1, 1], [1, 1], [1, 1], 2, added, low, high, activation)
-    actual = convolution_block(*call)
-    torch.testing.assert_close(actual, expected)
-    assert torch.equal(residual, before)
-
-
 @pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -437,6 +395,8 @@ def test_a_block_is_its_parts(data: st.DataObject) -> None:
         ({"bias": torch.zeros(3)}, "bias has 3 elements; expected 40"),
         ({"read_offset": torch.zeros(3, 2, dtype=torch.int64)}, "read_offset has 6 elements"),
         ({"stride": (2, 2)}, "stride 1"),
+        ({"slope": torch.zeros(40)}, "slope comes with PReLU"),
+        ({"slope": torch.zeros(4), "activation": "prelu"}, "slope has 4 elements; expected 40"),
         ({"extent": torch.full((7, 2), 23)}, "output_extent has 23 cells; expected 0 to 22"),
         ({"weight": torch.zeros(40, 5, 3, 3)}, "5 input channels; expected them to divide"),
     ],

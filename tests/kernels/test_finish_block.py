@@ -8,6 +8,7 @@ from typing import Any
 import cuda_on_host
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -42,10 +43,11 @@ def test_equals_one_operator_after_another(data: st.DataObject) -> None:
     residual = numbers(*shape) if data.draw(st.booleans()) else None
     activation = data.draw(st.sampled_from(ACTIVATIONS))
     low, high = data.draw(st.sampled_from([(-math.inf, math.inf), (0.0, math.inf), (0.0, 6.0)]))
-    wide = [None if t is None else t.double() for t in (bias, residual)]
-    expected = plain_finish(low, high, activation)(sums.double(), *wide)
+    slope = numbers(channels) if activation == "prelu" else None
+    wide = [None if t is None else t.double() for t in (bias, residual, slope)]
+    expected = plain_finish(low, high, activation)(sums.double().clone(), *wide)
     strides = sums.stride()
-    made = finish_block(sums, bias, residual, low, high, ACTIVATIONS.index(activation))
+    made = finish_block(sums, bias, residual, low, high, ACTIVATIONS.index(activation), slope)
     assert made.data_ptr() == sums.data_ptr() and sums.stride() == strides
     error = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(sums.double(), expected, rtol=error, atol=4 * error)
@@ -54,7 +56,8 @@ def test_equals_one_operator_after_another(data: st.DataObject) -> None:
 @pytest.mark.parametrize("activation", range(len(ACTIVATIONS)))
 def test_not_a_number_stays(activation: int) -> None:
     sums = torch.tensor([[1.0, math.nan, -1.0, 0.0]])
-    made = finish_block(sums, None, None, 0.0, 6.0, activation)
+    slope = torch.ones(4) if ACTIVATIONS[activation] == "prelu" else None
+    made = finish_block(sums, None, None, 0.0, 6.0, activation, slope)
     assert made.isnan().tolist() == [[False, True, False, False]]
 
 
@@ -67,12 +70,24 @@ def test_not_a_number_stays(activation: int) -> None:
         ({"bias": torch.zeros(3, dtype=torch.float64)}, "one number for each channel"),
         ({"residual": torch.zeros(2, 4)}, "residual"),
         ({"activation": 9}, "activation is 9"),
+        ({"slope": torch.ones(3)}, "slope comes with PReLU"),
+        ({"slope": torch.ones(4), "activation": 4}, "slope is not one number for each channel"),
     ],
 )
 def test_says_what_is_wrong(changed: dict[str, Any], message: str) -> None:
     named = {"sums": torch.zeros(2, 3), "bias": None, "residual": None, "low": 0.0, "high": 1.0}
     with pytest.raises(RuntimeError, match=message):
-        finish_block(*({**named, "activation": 0, **changed}).values())
+        finish_block(*({**named, "activation": 0, "slope": None, **changed}).values())
+
+
+def test_the_reference_of_prelu_overwrites_too() -> None:
+    sums, slope = torch.randn(2, 3, 4, 4), torch.tensor([0.5, -1.0, 2.0])
+    expected = F.prelu(sums, slope)
+    number = ACTIVATIONS.index("prelu")
+    calls = (sums, None, None, -math.inf, math.inf, number, slope)
+    made = torch.ops.captum_krypton.finish_block(*calls)
+    assert made.data_ptr() == sums.data_ptr()
+    torch.testing.assert_close(sums, expected, rtol=0, atol=0)
 
 
 def test_the_reference_is_the_operators() -> None:

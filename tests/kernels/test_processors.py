@@ -13,9 +13,11 @@ from captum_krypton._kernels import panel_size
 
 FOLDER = Path(__file__).resolve().parents[1]
 TESTS = (
+    "kernels/test_activation.py",
     "kernels/test_convolve_patches.py",
     "kernels/test_pool_patches.py",
     "kernels/test_join_patches.py",
+    "kernels/test_transposed_patches.py",
     "test_range.py",
     "test_accuracy.py",
 )

@@ -10,9 +10,10 @@ from captum_krypton._kernels.rates import GUESSED, KNOWN, Processor
 
 
 def test_which_rate_a_convolution_has() -> None:
-    assert GUESSED.of_torch_convolution(1, 3) == GUESSED.convolution
-    assert GUESSED.of_torch_convolution(64, 1) == GUESSED.grouped
-    assert GUESSED.of_torch_convolution(2, 64) == GUESSED.convolution
+    assert GUESSED.of_torch_convolution(1, 3, 64) == GUESSED.convolution
+    assert GUESSED.of_torch_convolution(64, 1, 1) == GUESSED.grouped
+    assert GUESSED.of_torch_convolution(2, 64, 32) == GUESSED.convolution
+    assert GUESSED.of_torch_convolution(1, 64, 2) == 8 * GUESSED.convolution
 
 
 @pytest.mark.parametrize("processor", KNOWN, ids=str)

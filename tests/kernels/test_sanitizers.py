@@ -15,7 +15,9 @@ COMPILER = os.environ.get("CXX", "c++")
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1"
 TESTS = (
     "kernels/test_arena.py",
+    "kernels/test_activation.py",
     "kernels/test_convolve_patches.py",
+    "kernels/test_transposed_patches.py",
     "test_range.py",
     "kernels/test_join_patches.py",
     "kernels/test_pool_patches.py",

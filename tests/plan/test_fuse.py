@@ -22,6 +22,8 @@ torch.manual_seed(0)
 FIRST = nn.Conv2d(4, 4, 3, padding=1).double()
 SECOND = nn.Conv2d(4, 4, 1).double()
 TRANSPOSED = nn.ConvTranspose2d(4, 4, 3, padding=1).double()
+PRELU = nn.PReLU(4).double()
+PRELU.weight.data = torch.tensor([0.1, 0.2, -0.3, 1.5]).double()
 
 
 def image() -> Tensor:
@@ -53,6 +55,24 @@ JOINED: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[Any, ...]]]] = {
     ),
     "gelu": (lambda x: F.gelu(FIRST(x)), [(False, "gelu")]),
     "silu of a sum": (lambda x: F.silu(FIRST(x) + x), [(True, "silu")]),
+    "prelu": (lambda x: PRELU(FIRST(x)), [(False, "prelu", [0.1, 0.2, -0.3, 1.5])]),
+    "prelu of one slope": (
+        lambda x: F.prelu(FIRST(x) + x, PRELU.weight[:1]),
+        [(True, "prelu", [0.1] * 4)],
+    ),
+    "leaky relu": (lambda x: F.leaky_relu(FIRST(x)), [(False, "prelu", [0.01] * 4)]),
+    "leaky relu in place": (
+        lambda x: F.leaky_relu(FIRST(x), 0.3, inplace=True),
+        [(False, "prelu", [0.3] * 4)],
+    ),
+    "a transposed convolution": (
+        lambda x: (TRANSPOSED(x) + x).relu(),
+        [(True, 0.0, torch.inf)],
+    ),
+    "a transposed convolution, its norm and a prelu": (
+        lambda x: PRELU(NORM(TRANSPOSED(x))),
+        [(False, "prelu", [0.1, 0.2, -0.3, 1.5])],
+    ),
     "hardswish in place": (
         lambda x: F.hardswish(FIRST(x), inplace=True),
         [(False, "hardswish")],
@@ -67,11 +87,15 @@ JOINED: dict[str, tuple[Callable[[Tensor], Tensor], list[tuple[Any, ...]]]] = {
 @pytest.mark.parametrize("what", JOINED)
 def test_joined(what: str) -> None:
     forward, expected = JOINED[what]
-    found = blocks(fuse(lambda x: forward(x).flatten(1)))
+    graph = fuse(lambda x: forward(x).flatten(1))
+    found = blocks(graph)
     made: list[tuple[Any, ...]] = []
     for block in found:
         clamps = block["activation"] == "none"
         end = (block["low"], block["high"]) if clamps else (block["activation"],)
+        if block["slope"] is not None:
+            slope = graph.constants[block["slope"].id]
+            end = (*end, [round(number, 6) for number in slope.tolist()])
         made.append((block["residual"] is not None, *end))
     assert made == expected
 
@@ -142,7 +166,7 @@ APART: dict[str, Callable[[Tensor], Tensor]] = {
     "what changes everywhere": lambda x: FIRST(x) + x.mean((2, 3), keepdim=True).expand(x.shape),
     "another activation": lambda x: F.elu(FIRST(x)),
     "another kind of gelu": lambda x: F.gelu(FIRST(x), approximate="tanh"),
-    "a transposed convolution": lambda x: TRANSPOSED(x).relu(),
+    "a slope that is no constant": lambda x: torch._prelu_kernel(FIRST(x), x.mean((2, 3), True)),
     "tensor bounds": lambda x: FIRST(x).clamp(torch.zeros(1).double(), torch.ones(1).double()),
 }
 

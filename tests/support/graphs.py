@@ -26,10 +26,10 @@ def names(graph: Graph) -> list[str]:
     return [node.name.removeprefix("aten.") for node in graph.nodes]
 
 
-def conv_norm(kind: type[nn.Module], **arguments: bool) -> nn.Sequential:
+def conv_norm(kind: type[nn.Module], groups: int = 1, **arguments: bool) -> nn.Sequential:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(4, **arguments)
     if norm.running_mean is not None and norm.running_var is not None:
         norm.running_mean.uniform_(-1, 1)
         norm.running_var.uniform_(0.5, 2)
-    return nn.Sequential(kind(3, 4, 3), norm, nn.Flatten()).eval()
+    return nn.Sequential(kind(2 + groups, 4, 3, groups=groups), norm, nn.Flatten()).eval()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layers import Draw
 from torch import Tensor
 
-from captum_krypton._kernels import Patches, in_channels_last
+from captum_krypton._kernels import ACTIVATIONS, Patches, in_channels_last
 
 EPSILON = torch.finfo(torch.float32).eps
 _LARGEST = {1: 23, 2: 13, 3: 7}  # size of a volume, by its window axes
@@ -112,3 +112,11 @@ def naive_taps(
             for i, (_, k, s, d) in zip(cell, geometry, strict=True)
         ]
         yield cell, block[(..., *taps)]
+
+
+@st.composite
+def endings(draw: Draw, noise: torch.Generator, channels: int) -> tuple[str, Tensor | None]:
+    """An activation and, for PReLU, its slopes."""
+    activation = draw(st.sampled_from(ACTIVATIONS))
+    slope = torch.randn(channels, generator=noise) if activation == "prelu" else None
+    return activation, slope

@@ -14,6 +14,7 @@ struct Columns {
   const float* const* cells;  // see `read_columns`
   int64_t pitch, rows, taps, stride, dilation;
   float* out;
+  int64_t out_pitch;  // numbers from one output to the next
   int64_t channels;
 };
 
@@ -62,7 +63,7 @@ KRYPTON_INLINE void run_channels(const Columns& run, const Kind& kind, int64_t f
   read_taps<V, Outputs, Taps, Stride>(run, first, channel, block);
 #pragma GCC unroll 16
   for (int t = 0; t < Outputs; ++t) {
-    store(run.out + (first + t) * run.channels + channel, block.result(t, first + t));
+    store(run.out + (first + t) * run.out_pitch + channel, block.result(t, first + t));
   }
 }
 
@@ -123,6 +124,7 @@ KRYPTON_INLINE Columns columns(const Call& call, const Runs& run, const float** 
           call.stride[2],
           call.dilation[2],
           run.data(),
+          call.out.step[2] * call.out.channels,
           call.out.channels};
 }
 

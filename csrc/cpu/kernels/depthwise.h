@@ -33,8 +33,7 @@ void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scrat
   const float** const cells = residual + (end - begin);
   for (Runs run(conv.out, begin, end); run.count; run.next()) {
     read_residual(conv, run, residual);
-    const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high,
-                        conv.activation};
+    const Finish finish(conv.ending, residual);
     run_columns(columns(conv, run, cells), run.count,
                 Depthwise{conv.weight, finish, conv.out.channels});
   }

@@ -49,49 +49,26 @@ struct Panel {
 };
 
 void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  const int64_t count = conv.kernel[0] * conv.kernel[1] * conv.kernel[2];
-  const int64_t units = end - begin;
+  const DirectCells all(conv, begin, end, scratch);
+  const int64_t units = end - begin, count = all.taps;
   const int64_t depth = conv.source.channels / conv.groups;
   const int64_t out_each = conv.out.channels / conv.groups;
-  const float** const cells = reinterpret_cast<const float**>(scratch);
-  const float** const residual = cells + units * count;
-  float** const out = reinterpret_cast<float**>(scratch) + units * (count + 1);
-  float** const last = out + units;  // a panel that is not full goes through memory of our own
   float* const sums = scratch + 2 * units * (count + 3);
-  for (Runs run(conv.out, begin, end); run.count; run.next()) {
-    const float** tap = cells + run.unit * count;
-    for (int64_t d = 0; d < conv.kernel[0]; ++d) {
-      const int64_t plane = run.plane * conv.stride[0] + d * conv.dilation[0];
-      const View read = view(conv.source, run.window, plane);
-      for (int64_t i = 0; i < conv.kernel[1]; ++i) {
-        const Row row = read.row(run.row * conv.stride[1] + i * conv.dilation[1]);
-        for (int64_t j = 0; j < conv.kernel[2]; ++j, ++tap) {
-          const int64_t column = run.column * conv.stride[2] + j * conv.dilation[2];
-          for (int64_t t = 0; t < run.count; ++t) {
-            tap[t * count] = row.at(column + t * conv.stride[2]);
-          }
-        }
-      }
-    }
-    read_residual(conv, run, residual + run.unit);
-    float* const to = run.data();
-    for (int64_t t = 0; t < run.count; ++t) {
-      out[run.unit + t] = to + t * conv.out.channels;
-      last[run.unit + t] = sums + (run.unit + t) * kPanel;
-    }
+  float** const last = all.out + units;  // a panel that is not full goes through memory of our own
+  for (int64_t unit = 0; unit < units; ++unit) {
+    last[unit] = sums + unit * kPanel;
   }
-  const Finish finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high,
-                      conv.activation};
+  const Finish finish(conv.ending, all.residual);
   const float* weight = conv.weight;
   for (int64_t group = 0; group < conv.groups; ++group) {
     const int64_t offset = group * depth;
     const int64_t first = group * out_each;
     for (int64_t k = 0; k < out_each; k += kPanel) {
-      const Panel panel{cells, count, depth, offset, weight, first + k, out_each - k};
+      const Panel panel{all.cells, count, depth, offset, weight, first + k, out_each - k};
       if (panel.left > kLanes) {
-        panel.run<kRows, 2>(units, last, finish, out);
+        panel.run<kRows, 2>(units, last, finish, all.out);
       } else {
-        panel.run<kNarrowRows, 1>(units, last, finish, out);
+        panel.run<kNarrowRows, 1>(units, last, finish, all.out);
       }
       weight += count * depth * kPanel;
     }

@@ -67,8 +67,9 @@ KRYPTON_INLINE V error_function(V x) {
   return found;
 }
 
+// `slopes` are those of the numbers' channels, for PReLU.
 template <typename V>
-KRYPTON_INLINE V activate(V x, Activation activation) {
+KRYPTON_INLINE V activate(V x, Activation activation, const float* slopes) {
   switch (activation) {
     case Activation::kGelu:
       return 0.5F * x * (1.0F + error_function(x * 0.707106781F));
@@ -79,6 +80,10 @@ KRYPTON_INLINE V activate(V x, Activation activation) {
       clamp(gate, 0.0F, 6.0F);
       return x * gate / 6.0F;
     }
+    case Activation::kPrelu: {
+      const V below = load<V>(slopes) * x;
+      return x > V{} ? x : below;
+    }
     default:
       return x;
   }
@@ -88,20 +93,42 @@ KRYPTON_INLINE V activate(V x, Activation activation) {
 struct Finish {
   const float* bias;             // none: null
   const float* const* residual;  // by row; none: null
+  const float* slope;            // by channel, for PReLU; others: null
   float low, high;
   Activation activation;
 
+  KRYPTON_INLINE Finish(const Ending& ending, const float* const* added)
+      : bias(ending.bias),
+        residual(ending.residual ? added : nullptr),
+        slope(ending.slope),
+        low(ending.low),
+        high(ending.high),
+        activation(ending.activation) {}
+
   template <typename V>
   KRYPTON_INLINE V apply(V value, int64_t row, int64_t channel) const {
+    value = add(value, row, channel);
+    return activation == Activation::kNone ? value : activated(value, channel);
+  }
+
+  // All of it where there is no activation; else what comes before that.
+  template <typename V>
+  KRYPTON_INLINE V add(V value, int64_t row, int64_t channel) const {
     if (bias) {
       value += load<V>(bias + channel);
     }
     if (residual) {
       value += load<V>(residual[row] + channel);
     }
-    if (activation != Activation::kNone) {
-      value = activate(value, activation);
+    if (activation == Activation::kNone) {
+      clamp(value, low, high);
     }
+    return value;
+  }
+
+  template <typename V>
+  KRYPTON_INLINE V activated(V value, int64_t channel) const {
+    value = activate(value, activation, slope ? slope + channel : nullptr);
     clamp(value, low, high);
     return value;
   }

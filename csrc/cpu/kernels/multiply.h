@@ -63,6 +63,17 @@ __attribute__((noinline)) void multiply_rows(const float* cells, int64_t depth, 
   }
 }
 
+// A function of its own: beside it, the loop of the products would have too few registers.
+template <int Vectors>
+__attribute__((noinline)) void activate_cells(float* const* out, int rows, int64_t channel,
+                                              const Finish& finish) {
+  for (int row = 0; row < rows; ++row) {
+    for (int64_t c = channel; c < channel + Vectors * kLanes; c += kLanes) {
+      store(out[row] + c, finish.activated(load<Vector>(out[row] + c), c));
+    }
+  }
+}
+
 // A row is `depth` channels from `offset` of each of `taps` cells, wherever they lie, and has a
 // place of its own in the output. `first_row` and `channel` are those of the panel's first number,
 // for `finish`; without it sums are stored as they are. Of the panel its first vectors count.
@@ -114,8 +125,11 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
     for (int v = 0; v < Vectors; ++v) {
       float* const at = out[row] + first + v * kLanes;
       const Vector sum = stored ? load<Vector>(at) + sums[row][v] : sums[row][v];
-      store(at, Finished ? finish.apply(sum, first_row + row, channel + v * kLanes) : sum);
+      store(at, Finished ? finish.add(sum, first_row + row, channel + v * kLanes) : sum);
     }
+  }
+  if (Finished && finish.activation != Activation::kNone) {
+    activate_cells<Vectors>(out, Rows, channel, finish);
   }
 }
 

@@ -47,16 +47,42 @@ KRYPTON_INLINE void clamp(Vector& value, float low, float high) {
   value = value > highs ? highs : value;
 }
 
-KRYPTON_INLINE float total(Vector numbers) {
-  float sums[kLanes];
-  store(sums, numbers);
-#pragma GCC unroll 4
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t lane = 0; lane < half; ++lane) {
-      sums[lane] += sums[lane + half];
-    }
+// Half as many floats as `Count`. GCC makes no vectors whose size depends on a template's argument.
+template <int Count>
+struct Half;
+
+template <>
+struct Half<16> {
+  typedef float Type __attribute__((vector_size(8 * sizeof(float))));
+};
+
+template <>
+struct Half<8> {
+  typedef float Type __attribute__((vector_size(4 * sizeof(float))));
+};
+
+template <>
+struct Half<4> {
+  typedef float Type __attribute__((vector_size(2 * sizeof(float))));
+};
+
+// Halves are added until one number is left.
+template <int Count>
+KRYPTON_INLINE float total(const float* numbers) {
+  if constexpr (Count == 2) {
+    return numbers[0] + numbers[1];
+  } else {
+    typedef typename Half<Count>::Type Sums;
+    float sums[Count / 2];
+    store(sums, load<Sums>(numbers) + load<Sums>(numbers + Count / 2));
+    return total<Count / 2>(sums);
   }
-  return sums[0];
+}
+
+KRYPTON_INLINE float total(Vector numbers) {
+  float all[kLanes];
+  store(all, numbers);
+  return total<KRYPTON_LANES>(all);
 }
 
 }  // namespace

@@ -182,8 +182,8 @@ class Winograd {
 
   // What is done to the tile's outputs; `residual` is room for what is added to them.
   Finish finish_of(const Tile& tile, const float* (&residual)[kMostOutputs * kMostOutputs]) const {
-    if (conv_.residual) {
-      const View cells = view(*conv_.residual, tile.window, tile.plane);
+    if (conv_.ending.residual) {
+      const View cells = view(*conv_.ending.residual, tile.window, tile.plane);
       for (int i = 0; i < tile.height; ++i) {
         const Row row = cells.row(tile.row + i);
         for (int j = 0; j < tile.width; ++j) {
@@ -191,8 +191,7 @@ class Winograd {
         }
       }
     }
-    return {conv_.bias, conv_.residual ? residual : nullptr, conv_.low, conv_.high,
-            conv_.activation};
+    return {conv_.ending, residual};
   }
 
   float* first_output(const Tile& tile) const {
