@@ -32,6 +32,4 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.memory_budget is not None and self.memory_budget <= 0:
-            raise ArgumentError(
-                f"memory_budget must be positive bytes, not {self.memory_budget}"
-            )
+            raise ArgumentError(f"memory_budget must be positive bytes, not {self.memory_budget}")

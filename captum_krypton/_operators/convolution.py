@@ -20,7 +20,7 @@ from .._kernels import (
     winograd_limit,
     winograd_sizes,
 )
-from .regions import Integers, Reach, union
+from .regions import Integers, Interval, Reach, hull, union
 from .rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View
 from .window import WindowRule, carries_axes
 
@@ -53,6 +53,12 @@ class _Convolution(WindowRule):
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
         own = super().reach(axis, operands)
         return own if self.residual is None else union([own, operands[self.residual]])
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        found = super().demand(axis, wanted)
+        if self.residual is not None and wanted is not None:
+            found[self.residual] = hull(wanted, found.get(self.residual, wanted))
+        return found
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         """CapturedModel kernels where there are, by Winograd's algorithm where that costs less."""

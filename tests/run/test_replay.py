@@ -44,7 +44,7 @@ class Runs:
     """Runs of one plan that share what is resident."""
 
     def __init__(self, network: nn.Module, call: Any, most: int) -> None:
-        self.model = CapturedModel(network, call)
+        self.network, self.model = network, CapturedModel(network, call)
         self.plan = self.model.plan(call, 0, room=Room(1 << 30, 1 << 26, most), winograd=True)
         self.cache = ReplayCache()
 
@@ -54,6 +54,7 @@ class Runs:
             (images,),
             baseline,
             lambda rows, image: rows,
+            self.network(images).detach(),
             replays=self.cache,
         )
 
