@@ -110,7 +110,7 @@ class Analysis:
             if all(self.kinds[v] is Kind.IMAGE for v in node.results):
                 continue
             changed = self._changed(node)
-            # What changes an operand: an empty interval may be one of an output that is whole.
+            # What changes an operand. An output that is whole has intervals for all positions.
             reached = tuple(
                 np.logical_or.reduce([changes[v][axis] for v in changed]) if changed else every
                 for axis, every in enumerate(everywhere)
@@ -130,7 +130,9 @@ class Analysis:
                 for value in changed:  # one without the axis counts too: it changes all along it
                     own = found[value][axis] if value in found else None
                     operands[value] = windows[axis] if own is None else own
-                reach = rule.reach(axis, operands).within(cells).where(reached[axis])
+                reach = rule.reach(axis, operands)
+                if rule.may_crop(axis):  # else all of it is computed, whoever asks
+                    reach = reach.within(cells).where(reached[axis])
                 if threshold < 1.0:
                     size = rule.size(axis)
                     known = {v: centres[v][axis] for v in changed if v in centres}
@@ -144,7 +146,7 @@ class Analysis:
                     places.append(centre)
                 per_axis.append(reach)
             some = tuple(
-                every if reach is None else reach.some
+                every if reach is None else reach.some & every
                 for every, reach in zip(reached, per_axis, strict=True)
             )
             for value in rule.outputs:
