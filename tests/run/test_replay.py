@@ -67,6 +67,26 @@ class Runs:
         return scores, run
 
 
+def test_windows_that_are_not_run_are_not_replayed(images: Tensor) -> None:
+    class Corner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.body(x)[:, :, -5, 3].sigmoid()
+            return made
+
+    torch.manual_seed(0)
+    network = Corner().double()
+    runs = Runs(network, question(images), 2)
+    assert 0 < runs.plan.unreached < runs.plan.grid.total
+    for batch in (images, images.flip(0), images + 1):
+        scores, run = runs(batch)
+        torch.testing.assert_close(scores, expected(network, question(batch)))
+    assert run.statistics.replayed == run.statistics.batches > 0
+
+
 @pytest.mark.parametrize("most", [1, 7, 10, 64])
 @pytest.mark.parametrize("baseline", [0.0, -1.5, "each", "one"])
 def test_every_map_is_that_of_its_own_images(
