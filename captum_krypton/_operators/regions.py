@@ -238,15 +238,15 @@ def exact(reach: Reach) -> Box:
     return Box(reach.start, size, None if (extent == size).all() else extent)
 
 
-def align(reach: Reach, size: int, modulus: int = 1, residue: int = 0) -> Box:
+def align(reach: Reach, cells: Interval, modulus: int = 1, residue: int = 0) -> Box:
     """One patch size for all intervals, each at its own offset.
 
-    A patch larger than its interval is moved inside the volume so that it still holds true values
-    (Eq. 40-41). Where offsets must be `residue` modulo `modulus` the patch sticks out instead;
-    cells outside the volume are never read.
+    A patch larger than its interval is moved inside of `cells`, the volume or what is asked for of
+    it, so that it still holds true values (Eq. 40-41). Where offsets must be `residue` modulo
+    `modulus` the patch sticks out instead; what lies outside is never read.
     """
     if modulus == 1:
-        length = min(reach.longest, size)
-        return Box(np.clip(reach.start, 0, size - length), length)
+        length = min(reach.longest, cells[1] - cells[0])
+        return Box(np.clip(reach.start, cells[0], cells[1] - length), length)
     offset = reach.start - (reach.start - residue) % modulus
     return Box(offset, max(1, int((reach.stop - offset).max(initial=1))))

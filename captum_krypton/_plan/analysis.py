@@ -179,9 +179,9 @@ def analyse(graph: Graph, occluded: ValueId, dims: Dims, *, incremental: bool = 
     for node in graph.nodes:
         view = View(graph, kinds, known)
         kind, rule = _kind(node, view, incremental)
-        if rule is None and wanted.intersection(node.results) and kind is Kind.FULL:
-            rule = whole(node, view, len(dims))
-            kind = Kind.FULL if rule is None else Kind.LOCAL
+        if wanted.intersection(node.results) and kind is Kind.FULL:
+            volume = whole(node, view, len(dims))
+            rule, kind = (rule, kind) if volume is None else (volume, Kind.LOCAL)
         rules.append(rule)
         for value in node.outputs:
             if value >= 0:
