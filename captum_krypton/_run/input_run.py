@@ -79,7 +79,10 @@ class InputRun:
         self.settings, self.threshold, self.timed = settings, threshold, timed
         self.grid, self.device = call.grids[position], call.inputs[position].device
         output, self.target = untouched.output, untouched.target
-        self.part = self.model.part(call, position, self.target) if self.is_read else None
+        graph = self.model.graph
+        fits = output.shape[1:] == graph.size(graph.output, 1)[1:]  # else the graph is stale
+        narrows = self.is_read and fits
+        self.part = self.model.part(call, position, self.target) if narrows else None
         if self.part is not None:
             self.target = part_target(self.target, self.part, tuple(output.shape[1:]))
         self._noise = Noise(self._in_part(output), self._outcome, self._rounding)
