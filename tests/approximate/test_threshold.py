@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import Case, cases
 from plans import KERNELS, TORCH, called, patched
+from readings import read_cases
 from small_networks import small_network
 from torch import Tensor, nn
 
@@ -104,6 +105,18 @@ def compare(case: Case, threshold: float, means: Means, dtype: torch.dtype, erro
 @given(data=st.data())
 def test_a_thresholded_window_changes_its_own_boxes_alone(rank: int, data: st.DataObject) -> None:
     compare(data.draw(cases(rank)), data.draw(THRESHOLDS), TORCH, torch.float64, 1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@given(data=st.data())
+def test_a_threshold_crops_what_is_asked_for(rank: int, data: st.DataObject) -> None:
+    compare(data.draw(read_cases(rank)), data.draw(THRESHOLDS), TORCH, torch.float64, 1e-9)
+
+
+@pytest.mark.skipif(panel_size() == 0, reason="there are no compiled kernels")
+@given(case=read_cases(2), threshold=THRESHOLDS)
+def test_compiled_kernels_crop_what_is_asked_for(case: Case, threshold: float) -> None:
+    compare(case, threshold, KERNELS, torch.float32, 1e-3)
 
 
 @pytest.mark.skipif(panel_size() == 0, reason="there are no compiled kernels")

@@ -75,7 +75,6 @@ def read_cases(draw: Draw, rank: int) -> Case:
         made = dense(inputs.clone())
         network = nn.Sequential(dense, draw(readings(tuple(made.shape[1:]))))
         sizes = tuple(network(inputs.clone()).shape[1:])
-    # Smaller windows than elsewhere: more that reach nothing.
     window, strides = draw(geometries(shape))
     fill = draw(baselines(batch, shape))
     target = draw(targets(batch, sizes, 200_000 // inputs.numel()))
