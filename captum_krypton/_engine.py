@@ -174,8 +174,15 @@ class Engine:
         _refuse(call)
         model = self._model(call)
         approximation.check_model(model)
+        target = self.resolved_target(call)
         return tuple(
-            model.plan_of(call, position, self.settings, approximation.threshold)
+            model.plan_of(
+                call,
+                position,
+                self.settings,
+                approximation.threshold,
+                model.part(call, position, target),
+            )
             for position in range(len(call.inputs))
             if model.reads[position]
         )

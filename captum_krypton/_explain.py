@@ -164,6 +164,11 @@ def _totals(plan: Plan, approximation: Approximation, origin: str) -> str:
         f"predicted time: {plan.seconds:.3g} s an image",
         f"rates: {origin}",
     ]
+    if plan.unreached:
+        lines.append(
+            f"{plan.unreached} of {plan.grid.total} windows cannot reach what the outcome reads: "
+            "they are not run"
+        )
     lines += list(plan.reasons)
     if plan.threshold < 1:
         lines.append(

@@ -38,7 +38,9 @@ def growing_maps(
         windows.runs.clear()
         setup += time.perf_counter() - check
     spent, resumed = 0.0, time.perf_counter()
-    for made in growing(approximation, windows, plan, run.untouched.reference, 0):
+    reference = run.untouched.reference
+    for found in growing(approximation, windows, plan, reference, 0):
+        made = found.settled(plan, reference)
         spent += time.perf_counter() - resumed
         speedup = plan.saving(plan.grid.total, windows.macs)
         report = replace(

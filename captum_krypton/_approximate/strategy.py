@@ -63,7 +63,7 @@ class Approximate:
 
     Attributes:
         scores: the outcomes of all windows, (images, windows, outputs...).
-        known: which windows were run.
+        known: which windows were run, or need not be (see `settled`).
         exact: which of them were run without a threshold.
         quality: the structural similarity to the exact map that each image's is expected to have;
             None where nothing was estimated.
@@ -84,6 +84,22 @@ class Approximate:
             np.concatenate([part.exact for part in parts]),
             sum(qualities, ()) if qualities else None,
         )
+
+    def settled(self, plan: Plan, reference: Tensor) -> Approximate:
+        """With the windows that change no outcome: theirs is known without a run.
+
+        Args:
+            plan: the plan.
+            reference: the outcome of the untouched images, (images, outputs...).
+        """
+        if plan.runs.all():
+            return self
+        free = ~plan.runs
+        place = torch.from_numpy(free).to(reference.device)
+        scores = torch.where(
+            place.reshape(-1, *[1] * (reference.dim() - 1)), reference[:, None], self.scores
+        )
+        return replace(self, scores=scores, known=self.known | free, exact=self.exact | free)
 
     @property
     def least_quality(self) -> float:
@@ -151,7 +167,9 @@ def make_maps(approximation: Approximation, run: InputRun, advance: Callable[[in
     maps, checked, macs = [], [], 0.0
     for images in execution.side_by_side():
         windows = Windows(executions, images, advance)
-        maps.append(approximate(approximation, windows, plan, run.untouched.reference[images]))
+        reference = run.untouched.reference[images]
+        made = approximate(approximation, windows, plan, reference)
+        maps.append(made.settled(plan, reference))
         macs += windows.macs
         scores = maps[-1].scores
         if checking:

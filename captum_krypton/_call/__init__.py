@@ -8,7 +8,16 @@ May use: operators.
 from .arguments import PREDICTED, ArgumentError, Call, Predicted, make_call, signature
 from .heatmap import OcclusionMap, Report, map_of
 from .optional import new_figure, require
-from .outcome import difference, distances, resolve_target, row_target, tolerance
+from .outcome import (
+    Part,
+    difference,
+    distances,
+    part_of,
+    part_target,
+    resolve_target,
+    row_target,
+    tolerance,
+)
 from .progress_bar import progress
 from .settings import Settings
 from .windows import WindowGrid
@@ -18,6 +27,7 @@ __all__ = [
     "ArgumentError",
     "Call",
     "OcclusionMap",
+    "Part",
     "Predicted",
     "Report",
     "Settings",
@@ -27,6 +37,8 @@ __all__ = [
     "make_call",
     "map_of",
     "new_figure",
+    "part_of",
+    "part_target",
     "progress",
     "require",
     "resolve_target",

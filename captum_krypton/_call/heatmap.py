@@ -43,11 +43,14 @@ class Report:
         backend: the gather kernel in use, "cpp", "cuda" or "reference".
         predicted_seconds: what base and windows of all images were expected to take.
         threshold: the projective field threshold tau (Section 4.2); 1 where no change was cropped.
-        windows_evaluated: windows that were run, over all images; the others were interpolated.
+        windows_evaluated: windows that were run, over all images, and those that need not be (see
+            `windows_unreached`); the others were interpolated.
         windows_exact: windows that were run without a threshold.
         estimated_ssim: the structural similarity to the exact map that the map of each image is
             expected to have at least; 1 where all are exact, None where nothing was estimated.
         batches_replayed: batches that were replayed from a CUDA graph.
+        windows_unreached: windows that cannot reach what the outcome reads (a far pixel, say): none
+            of them is run, and their outcome is the untouched one.
     """
 
     path: str
@@ -68,6 +71,7 @@ class Report:
     windows_exact: int = 0
     estimated_ssim: float | None = None
     batches_replayed: int = 0
+    windows_unreached: int = 0
 
 
 @dataclass(frozen=True)

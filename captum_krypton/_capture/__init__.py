@@ -8,6 +8,7 @@ May use: kernels.
 
 from .capture import Capture, captured, graph_of, record
 from .graph import BatchInt, Graph, Node, Value, ValueId, is_pointwise, resolve
+from .narrow import narrowed
 from .recorder import NotCapturable, Recording
 from .simplify import simplified
 from .state import current_state, refuse_modules
@@ -26,6 +27,7 @@ __all__ = [
     "current_state",
     "graph_of",
     "is_pointwise",
+    "narrowed",
     "record",
     "refuse_modules",
     "resolve",

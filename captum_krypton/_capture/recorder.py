@@ -194,11 +194,11 @@ class Recorder(TorchDispatchMode):
             raise NotCapturable(f"a shape in the forward depends on the data ({func})")
 
     def _indexes_by_integers(self, func: Any, read: Any) -> bool:
-        """Whether an index operator's shape is known: its indices are numbers, not masks."""
+        """Whether an index operator's shape is known: its indices are numbers or fixed masks."""
         if str(func.overloadpacket) not in _INDEXED:
             return False
-        indices = (self.dtypes[v.id] for v in walk(read[0][1]) if isinstance(v, Value))
-        return not {torch.bool, torch.uint8}.intersection(indices)
+        indices = {v.id for v in walk(read[0][1]) if isinstance(v, Value)} & self._varying
+        return not {torch.bool, torch.uint8}.intersection(self.dtypes[v] for v in indices)
 
     def _add(self, node: Node) -> None:
         self.nodes.append(node)

@@ -11,7 +11,7 @@ May use: no other wing.
 from .activation import ACTIVATIONS
 from .arena import arena, cat_in_arena
 from .calibrate import calibration_of, rates_of
-from .convolution_block import convolution_block
+from .convolution_block import convolution_block, convolve
 from .convolve_patches import (
     Patches,
     allows_winograd,
@@ -52,6 +52,7 @@ __all__ = [
     "cat_in_arena",
     "compiled_finish",
     "convolution_block",
+    "convolve",
     "convolve_patches",
     "fastest_finish",
     "gather_patches",

@@ -14,13 +14,40 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from .finish_block import finish
 from .library import library
 
-__all__ = ["convolution_block"]
+__all__ = ["convolution_block", "convolve"]
 
 library.define(
     "convolution_block(Tensor input, Tensor weight, Tensor? bias, int[] stride, "
     "int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups, "
     "Tensor? residual, float low, float high, str activation='none', Tensor? slope=None) -> Tensor"
 )
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """PyTorch's convolution of whole volumes, (N, C, *S).
+
+    Where a batch is one small volume, PyTorch takes a loop that is up to twenty times slower than
+    oneDNN, which it takes for two.
+    """
+    single = input.dim() == 5 and len(input) == 1 and input.is_cpu
+    if single and input.dtype is torch.float32 and torch.backends.mkldnn.is_available():
+        made: Tensor = torch.ops.aten.mkldnn_convolution.default(
+            input, weight, bias, padding, stride, dilation, groups
+        )
+        return made
+    none = [0] * len(stride)
+    made = torch.ops.aten.convolution.default(
+        input, weight, bias, stride, padding, dilation, False, none, groups
+    )
+    return made
 
 
 def _convolution_block(
@@ -39,9 +66,12 @@ def _convolution_block(
     activation: str = "none",
     slope: Tensor | None = None,
 ) -> Tensor:
-    out: Tensor = torch.ops.aten.convolution.default(
-        input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-    )
+    if transposed:
+        out: Tensor = torch.ops.aten.convolution.default(
+            input, weight, bias, stride, padding, dilation, True, output_padding, groups
+        )
+    else:
+        out = convolve(input, weight, bias, stride, padding, dilation, groups)
     return finish(out, residual, low, high, activation, slope)
 
 

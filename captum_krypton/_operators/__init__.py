@@ -6,7 +6,19 @@ has none: a global operator is right, only slower.
 May use: capture, kernels.
 """
 
-from .regions import Box, Floats, Integers, Mask, Reach, align, crop, exact, same_boxes
+from .regions import (
+    Box,
+    Floats,
+    Integers,
+    Interval,
+    Mask,
+    Reach,
+    align,
+    crop,
+    exact,
+    hull,
+    same_boxes,
+)
 from .rule import (
     Algorithm,
     Boxes,
@@ -33,6 +45,7 @@ __all__ = [
     "Floats",
     "Frame",
     "Integers",
+    "Interval",
     "Kind",
     "Mask",
     "Means",
@@ -46,6 +59,7 @@ __all__ = [
     "batch_rows",
     "crop",
     "exact",
+    "hull",
     "read_by_kernels",
     "rule_for",
     "same_boxes",

@@ -20,7 +20,7 @@ from .._kernels import (
     winograd_sizes,
 )
 from .ending import Ending, has_constant_weight
-from .regions import Integers, Reach
+from .regions import Integers, Interval, Reach
 from .rule import Algorithm, Boxes, Frame, Group, Means, Rule, Step, View
 from .window import WindowRule, carries_axes
 
@@ -48,6 +48,9 @@ class _Convolution(WindowRule):
 
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
         return self.ending.reach(super().reach(axis, operands), operands)
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        return self.ending.demand(super().demand(axis, wanted), wanted)
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         """CapturedModel kernels where there are, by Winograd's algorithm where that costs less."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._capture import Node, Value, ValueId
 from .._kernels import compiled_finish, fastest_finish, plain_finish
-from .regions import Reach, union
+from .regions import Interval, Reach, hull, union
 from .rule import Boxes, Frame, Group, Kind, View
 
 __all__ = ["Ending", "has_constant_weight"]
@@ -42,6 +42,14 @@ class Ending:
     def reach(self, own: Reach, operands: dict[ValueId, Reach]) -> Reach:
         """The interval that changes, where that of the sums is `own`."""
         return own if self.residual is None else union([own, operands[self.residual]])
+
+    def demand(
+        self, own: dict[ValueId, Interval], wanted: Interval | None
+    ) -> dict[ValueId, Interval]:
+        """What is read of the operands, where `own` is read of the convolution's."""
+        if self.residual is not None and wanted is not None:
+            own[self.residual] = hull(wanted, own.get(self.residual, wanted))
+        return own
 
     def by_kernel(self, group: Group, boxes: Boxes) -> Callable[[Frame], dict[str, Any]]:
         """A function that gives a compiled kernel's arguments, for output patches in `boxes`."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .._capture import Node, is_pointwise
+from .._capture import Node, Value, ValueId, is_pointwise
+from .regions import Interval
 from .rule import Dims, Kind, PatchRule, Rule, View, batch_rows
 
 __all__ = ["across_dims", "batch_norm", "layer_norm", "linear", "pointwise"]
@@ -45,7 +46,34 @@ def pointwise(node: Node, view: View) -> Rule | None:
         same = view.graph.shapes[first] == view.graph.shapes[output]
         if not same or view.graph.dtypes[first] != view.graph.dtypes[output]:
             in_place = None
-    return PatchRule(node, view, dims, aligned=True, in_place=in_place)
+    rule = _ChoiceRule if node.name in _CHOICES else PatchRule
+    return rule(node, view, dims, aligned=True, in_place=in_place)
+
+
+_CHOICES = {"aten.where", "aten.masked_fill"}
+
+
+class _ChoiceRule(PatchRule):
+    """Cells of one operand or of another: by a constant condition, some of neither are read.
+
+    A product with a mask is another thing: zero times infinity is not zero, so it reads all.
+    """
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        found = super().demand(axis, wanted)
+        named, operands, dim = self.node.bound(), self.node.operands(), self.dims[axis]
+        given = named["mask" if "mask" in named else "condition"]
+        if wanted is None or dim is None or given.id not in self.view.constants:
+            return found
+        first = self.view.constants[given.id].bool()
+        first = ~first if "mask" in named else first
+        shape = self.view.shape(self.outputs[0])
+        for operand, chosen in ((named["self"], first), (named.get("other"), ~first)):
+            if isinstance(operand, Value) and operands.count(operand.id) == 1:
+                rows = chosen.expand(shape).movedim(dim, 0).flatten(1).any(1)
+                cells = rows[slice(*wanted)].nonzero().flatten().tolist() or [0, -1]
+                found[operand.id] = wanted[0] + cells[0], wanted[0] + cells[-1] + 1
+        return found
 
 
 def _larger_first(node: Node, view: View) -> Node:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._capture import Node, ValueId
 from .._kernels import Patches, gather_patches
 from .pointwise import acted_on
-from .regions import Box, Reach
+from .regions import Box, Interval, Reach
 from .rule import Boxes, Frame, Group, Kind, Rule, Step, View, batch_rows
 
 __all__ = ["reduction"]
@@ -35,6 +35,9 @@ class _ReductionRule(Rule):
 
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
         return operands[self.source]
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        return {} if wanted is None else {self.source: wanted}
 
     def step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])

@@ -1,9 +1,12 @@
-"""How far a window reaches: interval arithmetic, one axis at a time.
+"""How far a window reaches, and what an output depends on: intervals, one axis at a time.
 
 The paper's Eq. 18-29 with their bounds made exact: an interval is computed with a ceiling on one
 side and a floor on the other and clipped to the volume. All functions take arrays with one entry
 a window position along the axis, and know nothing of the other axes: occlusion windows and the
 operators here are separable, so one, two and three spatial axes are the same code.
+
+What an output depends on goes the other way, and is one interval for the whole map: that of the
+cells that are read, as Eq. 22-25 have it for a patch.
 """
 
 from __future__ import annotations
@@ -17,16 +20,21 @@ __all__ = [
     "Box",
     "Floats",
     "Integers",
+    "Interval",
     "Mask",
     "Reach",
     "align",
+    "bounded",
     "crop",
     "everywhere",
     "exact",
+    "hull",
+    "index_map_demand",
     "index_map_reach",
     "same_boxes",
     "shift",
     "union",
+    "window_demand",
     "window_reach",
     "window_read",
 ]
@@ -34,6 +42,7 @@ __all__ = [
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Interval = tuple[int, int]  # cells from the first up to the second; none where these are equal
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,21 @@ class Reach:
         """The part of the intervals inside a volume of `size`; an empty one has start == stop."""
         start = np.clip(self.start, 0, size)
         return Reach(start, np.maximum(np.clip(self.stop, 0, size), start))
+
+    def within(self, cells: Interval) -> Reach:
+        """The part of the intervals inside of another one."""
+        start = np.clip(self.start, *cells)
+        return Reach(start, np.maximum(np.clip(self.stop, *cells), start))
+
+    def where(self, positions: Mask) -> Reach:
+        """The intervals of some of the window positions; those of the others are empty."""
+        return Reach(self.start, np.where(positions, self.stop, self.start))
+
+    @property
+    def some(self) -> Mask:
+        """Which of the intervals are not empty."""
+        found: Mask = self.stop > self.start
+        return found
 
     def segment(self, positions: slice) -> Reach:
         """The intervals of some of the window positions."""
@@ -118,6 +142,39 @@ def window_reach(
     return Reach(start, np.where(empty, start, stop)).clipped(size)
 
 
+def window_demand(
+    cells: Interval, *, kernel: int, stride: int, padding: int, dilation: int, size: int
+) -> Interval:
+    """The cells of an input of `size` that the outputs `cells` read (Eq. 22-25)."""
+    start, stop = cells
+    span = (kernel - 1) * dilation
+    return bounded((start * stride - padding, (stop - 1) * stride - padding + span + 1), size)
+
+
+def index_map_demand(cells: Interval, taps: Integers) -> Interval:
+    """The interval of all input cells that the outputs `cells`, one at least, read.
+
+    Args:
+        cells: the outputs.
+        taps: (size, taps) the input cells that each output reads.
+    """
+    read = taps[slice(*cells)]
+    return int(read.min()), int(read.max()) + 1
+
+
+def bounded(cells: Interval, size: int) -> Interval:
+    """The part of an interval inside a volume of `size`."""
+    start = min(max(cells[0], 0), size)
+    return start, max(min(cells[1], size), start)
+
+
+def hull(a: Interval, b: Interval) -> Interval:
+    """The smallest interval that holds both; an empty one counts for nothing."""
+    if a[0] == a[1] or b[0] == b[1]:
+        return b if a[0] == a[1] else a
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
 def window_read(box: Box, *, kernel: int, stride: int, padding: int, dilation: int) -> Box:
     """Input block that the outputs in `box` read (Eq. 22-25); it may stick out into the padding."""
     span = (kernel - 1) * dilation
@@ -181,15 +238,15 @@ def exact(reach: Reach) -> Box:
     return Box(reach.start, size, None if (extent == size).all() else extent)
 
 
-def align(reach: Reach, size: int, modulus: int = 1, residue: int = 0) -> Box:
+def align(reach: Reach, cells: Interval, modulus: int = 1, residue: int = 0) -> Box:
     """One patch size for all intervals, each at its own offset.
 
-    A patch larger than its interval is moved inside the volume so that it still holds true values
-    (Eq. 40-41). Where offsets must be `residue` modulo `modulus` the patch sticks out instead;
-    cells outside the volume are never read.
+    A patch larger than its interval is moved inside of `cells`, the volume or what is asked for of
+    it, so that it still holds true values (Eq. 40-41). Where offsets must be `residue` modulo
+    `modulus` the patch sticks out instead; what lies outside is never read.
     """
     if modulus == 1:
-        length = min(reach.longest, size)
-        return Box(np.clip(reach.start, 0, size - length), length)
+        length = min(reach.longest, cells[1] - cells[0])
+        return Box(np.clip(reach.start, cells[0], cells[1] - length), length)
     offset = reach.start - (reach.start - residue) % modulus
     return Box(offset, max(1, int((reach.stop - offset).max(initial=1))))

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from .._capture import Node, ValueId, resolve
 from .pointwise import acted_on
-from .regions import Box, Floats, Reach, index_map_reach, shift
+from .regions import (
+    Box,
+    Floats,
+    Interval,
+    Reach,
+    bounded,
+    index_map_demand,
+    index_map_reach,
+    shift,
+)
 from .rule import Boxes, Frame, Group, Kind, Rule, Step, View, along, batch_rows
 
 __all__ = ["constant_padding", "index_map", "interpolation", "shuffle"]
@@ -48,6 +57,12 @@ class _MapRule(Rule):
         if axis not in self.taps:
             return operands[self.source]
         return index_map_reach(operands[self.source], self.taps[axis][0], self.size(axis))
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        if wanted is None:
+            return {}
+        taps = self.taps.get(axis)
+        return {self.source: wanted if taps is None else index_map_demand(wanted, taps[0])}
 
     def centre(self, axis: int, operands: dict[ValueId, Floats]) -> Floats:
         """In the middle of the output whose taps are nearest."""
@@ -208,6 +223,13 @@ class _PaddingRule(Rule):
         assert dim is not None
         return shift(operands[self.source], self.before[dim], self.size(axis))
 
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        dim = self.dims[axis]
+        if wanted is None or dim is None:
+            return {}
+        moved = wanted[0] - self.before[dim], wanted[1] - self.before[dim]
+        return {self.source: bounded(moved, self.view.shape(self.source)[dim])}
+
     def centre(self, axis: int, operands: dict[ValueId, Floats]) -> Floats:
         dim = self.dims[axis]
         assert dim is not None
@@ -282,6 +304,11 @@ class _ShuffleRule(Rule):
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
         reach = operands[self.source]
         return Reach(reach.start * self.factor, reach.stop * self.factor)
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        if wanted is None:
+            return {}
+        return {self.source: (wanted[0] // self.factor, -(-wanted[1] // self.factor))}
 
     def alignment(self, axis: int) -> tuple[int, int]:
         return self.factor, 0

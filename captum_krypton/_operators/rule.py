@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._capture import BatchInt, Graph, Node, Value, ValueId, resolve
 from .._kernels import Patches, Rates
-from .regions import Box, Floats, Reach, everywhere, union
+from .regions import Box, Floats, Interval, Reach, everywhere, union
 
 __all__ = [
     "Algorithm",
@@ -200,6 +200,18 @@ class Rule(ABC):
         An operand without the axis, and one that changes everywhere, has the window's.
         """
 
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        """Which cells of the local operands along `axis` some cells of the outputs depend on.
+
+        Args:
+            axis: the window axis.
+            wanted: cells of the outputs along it, one at least; None where they have no such axis.
+
+        Returns:
+            The cells of local operands that have the axis; of one that is left out, all.
+        """
+        return {}
+
     def inherits(self) -> ValueId | None:
         """The local operand whose cells the output's are, where it is the only one that changes."""
         return None
@@ -307,6 +319,9 @@ class PatchRule(Rule):
         if any(self._covers(v, axis) for v in operands):
             return everywhere(next(iter(operands.values())), self.size(axis))
         return union(list(operands.values()))
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        return {} if wanted is None else dict.fromkeys(self.view.locals(self.node), wanted)
 
     def _covers(self, value: ValueId, axis: int) -> bool:
         """Whether an operand that changes does so all along `axis` of the output."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .._capture import BatchInt, Node, Value, ValueId
+from .pick import squeezed
 from .rule import Dims, Kind, PatchRule, Rule, View, batch_rows
 
 __all__ = ["expand", "permute", "pick", "regroup", "reshape", "scatter"]
@@ -39,10 +40,13 @@ def reshape(node: Node, view: View) -> Rule | None:
     source, target = node.operands()[0], node.results[0]
     if not batch_rows(view, source) or not batch_rows(view, target):
         return None
-    before, after = view.shape(source), view.shape(target)
-    dims = _matching(before, after, view.dims[source])
+    before, after, own = view.shape(source), view.shape(target), view.dims[source]
+    dims = _matching(before, after, own)
     if dims is None:
-        return None
+        single = {axis: (0, 1) for axis, d in enumerate(own) if d is not None and before[d] == 1}
+        left = tuple(None if axis in single else d for axis, d in enumerate(own))
+        dims = _matching(before, after, left)
+        return squeezed(node, view, dims, single, after) if single and dims is not None else None
 
     rewrite = _for_patches(source, after, dims)
     plain = Node(aten.reshape.default, (Value(source), []), {}, node.outputs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._capture import Node, ValueId
-from .regions import Box, Floats, Reach, shift, union
+from .regions import Box, Floats, Interval, Reach, hull, shift, union
 from .rule import Boxes, Dims, Frame, Group, Kind, Rule, Step, View, along, batch_rows
 
 __all__ = ["concatenate_along", "scatter_along"]
@@ -44,6 +44,18 @@ class _SpliceRule(Rule):
                 reach = shift(reach, part.shift, self.size(axis))
             found.append(reach)
         return union(found)
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        if wanted is None:
+            return {}
+        found: dict[ValueId, Interval] = {}
+        for part in self.parts:
+            read = wanted
+            if axis == self.axis:
+                start = max(wanted[0], part.start)
+                read = start - part.shift, max(min(wanted[1], part.stop), start) - part.shift
+            found[part.value] = hull(read, found.get(part.value, read))
+        return found
 
     def centre(self, axis: int, operands: dict[ValueId, Floats]) -> Floats:
         """As in the first part that changes."""

@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._capture import Node
-from . import convolution, join, pointwise, reduce, resample, shape, splice, transposed, window
+from . import (
+    convolution,
+    join,
+    pick,
+    pointwise,
+    reduce,
+    resample,
+    shape,
+    splice,
+    transposed,
+    window,
+)
 from .rule import Kind, Rule, View
 
 __all__ = ["rule_for"]
@@ -46,7 +57,9 @@ _BUILDERS: dict[str, tuple[Builder, ...]] = {
     "aten.select_scatter": (shape.scatter,),
     "aten.native_channel_shuffle": (shape.regroup,),
     "aten.channel_shuffle": (shape.regroup,),
-    "aten.select": (shape.pick,),
+    "aten.select": (shape.pick, pick.of_axis),
+    "aten.index": (pick.by_constants,),
+    "aten._unsafe_index": (pick.by_constants,),
     "aten.slice": (shape.pick, resample.index_map),
     "aten.index_select": (shape.pick, resample.index_map),
     "aten.flip": (pointwise.across_dims, resample.index_map),

@@ -12,7 +12,7 @@ from .._capture import Node, ValueId
 from .._kernels import pack_transposed, transposed_patches
 from .convolution import in_panels
 from .ending import Ending, has_constant_weight
-from .regions import Box, Reach
+from .regions import Box, Interval, Reach, bounded
 from .rule import Algorithm, Boxes, Frame, Group, Means, Rule, Step, View
 from .window import carries_axes
 
@@ -52,6 +52,16 @@ class _TransposedRule(Rule):
         stop = (reach.stop - 1) * stride - padding + span + 1
         own = Reach(start, np.where(reach.stop > reach.start, stop, start))
         return self.ending.reach(own.clipped(self.size(axis)), operands)
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        """The inputs of which a tap falls on one of the outputs."""
+        dim = self.dims[axis]
+        if wanted is None or dim is None:
+            return {}
+        stride, padding, span = self._geometry(axis)
+        read = -((span - padding - wanted[0]) // stride), (wanted[1] - 1 + padding) // stride + 1
+        own = {self.source: bounded(read, self.view.shape(self.source)[dim])}
+        return self.ending.demand(own, wanted)
 
     def alignment(self, axis: int) -> tuple[int, int]:
         stride, padding, _ = self._geometry(axis)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._capture import Node, ValueId
 from .._kernels import POOLED_ON_GPUS, pool_patches
-from .regions import Box, Reach, window_reach, window_read
+from .regions import Box, Interval, Reach, window_demand, window_reach, window_read
 from .rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View, along
 
 __all__ = ["WindowRule", "average_pooling", "carries_axes", "max_pooling", "unshuffle"]
@@ -59,6 +59,14 @@ class WindowRule(Rule):
     def reach(self, axis: int, operands: dict[ValueId, Reach]) -> Reach:
         """Eq. 18-21, exact at the borders."""
         return window_reach(operands[self.source], size=self.size(axis), **self._geometry(axis))
+
+    def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
+        if wanted is None:
+            return {}
+        dim = self.dims[axis]
+        assert dim is not None
+        size = self.view.shape(self.source)[dim]
+        return {self.source: window_demand(wanted, size=size, **self._geometry(axis))}
 
     def reads(self, boxes: Boxes) -> Boxes:
         """Eq. 22-25."""

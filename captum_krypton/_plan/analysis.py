@@ -5,24 +5,53 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from torch.utils.flop_counter import flop_registry
 
 from .._capture import BatchInt, Graph, Node, Value, ValueId
 from .._operators import (
     Dims,
     Floats,
+    Interval,
     Kind,
+    Mask,
     Reach,
     Rule,
     View,
     batch_rows,
     crop,
+    hull,
     read_by_kernels,
     rule_for,
     whole,
 )
 
-__all__ = ["Analysis", "analyse", "multiply_accumulates"]
+__all__ = ["Analysis", "Reaches", "analyse", "multiply_accumulates"]
+
+Demand = tuple[Interval | None, ...]
+
+
+@dataclass(frozen=True)
+class Reaches:
+    """How far windows reach.
+
+    Attributes:
+        intervals: for each local value and axis, the interval that each window position changes, of
+            the cells that the outcome depends on.
+        outcome: for each axis, the window positions that can change the outcome.
+    """
+
+    intervals: dict[ValueId, tuple[Reach | None, ...]]
+    outcome: tuple[Mask, ...]
+
+    @property
+    def reached(self) -> tuple[slice, ...]:
+        """For each axis, the shortest range that holds these positions; of one at least."""
+        found = []
+        for positions in self.outcome:
+            numbers = np.flatnonzero(positions) if positions.any() else np.zeros(1, int)
+            found.append(slice(int(numbers[0]), int(numbers[-1]) + 1))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,7 @@ class Analysis:
         rules: for each node by position, its rule; None for a global operator with a global output.
             An output that changes everywhere may have one, too: one that reads patches.
         kept: the values whose base is needed: those read in blocks, or whole.
+        demands: for each local value and axis, the cells that the outcome depends on.
     """
 
     graph: Graph
@@ -45,6 +75,7 @@ class Analysis:
     dims: dict[ValueId, Dims]
     rules: tuple[Rule | None, ...]
     kept: frozenset[ValueId]
+    demands: dict[ValueId, Demand]
 
     def full_size(self, value: ValueId, axis: int) -> int | None:
         """The value's size along a window axis; None where it has none."""
@@ -57,27 +88,41 @@ class Analysis:
         assert size is not None
         return size
 
-    def reaches(
-        self, windows: tuple[Reach, ...], threshold: float = 1.0
-    ) -> dict[ValueId, tuple[Reach | None, ...]]:
-        """For each local value and axis, the interval that each window position changes.
+    def reaches(self, windows: tuple[Reach, ...], threshold: float = 1.0) -> Reaches:
+        """What each window position changes of every local value, along each axis.
 
         Args:
             windows: the interval that each window position covers, for each axis.
             threshold: the projective field threshold tau (Section 4.2): the largest share of a
                 volume's side that an interval may have. What lies beyond counts as unchanged.
         """
-        found: dict[ValueId, tuple[Reach | None, ...]] = {self.occluded: windows}
+        asked = self.demands[self.occluded]
+        covered = tuple(
+            window if cells is None else window.within(cells)
+            for window, cells in zip(windows, asked, strict=True)
+        )
+        found: dict[ValueId, tuple[Reach | None, ...]] = {self.occluded: covered}
+        changes = {self.occluded: tuple(reach.some for reach in covered)}
         middles = tuple((window.start + window.stop) / 2 for window in windows)
         centres: dict[ValueId, tuple[Floats | None, ...]] = {self.occluded: middles}
+        everywhere = tuple(np.ones(len(window.start), bool) for window in windows)
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
-            if rule is None:
+            if all(self.kinds[v] is Kind.IMAGE for v in node.results):
                 continue
-            changed = rule.view.changed(node)
+            changed = self._changed(node)
+            # What changes an operand. An output that is whole has intervals for all positions.
+            reached = tuple(
+                np.logical_or.reduce([changes[v][axis] for v in changed]) if changed else every
+                for axis, every in enumerate(everywhere)
+            )
+            if rule is None:
+                changes.update(dict.fromkeys(node.results, reached))
+                continue
+            asked = self.demands.get(rule.outputs[0], (None,) * len(windows))
             per_axis: list[Reach | None] = []
             places: list[Floats | None] = []
-            for axis, dim in enumerate(rule.dims):
-                if dim is None:
+            for axis, (dim, cells) in enumerate(zip(rule.dims, asked, strict=True)):
+                if dim is None or cells is None:
                     per_axis.append(None)
                     places.append(None)
                     continue
@@ -86,6 +131,8 @@ class Analysis:
                     own = found[value][axis] if value in found else None
                     operands[value] = windows[axis] if own is None else own
                 reach = rule.reach(axis, operands)
+                if rule.may_crop(axis):  # else all of it is computed, whoever asks
+                    reach = reach.within(cells).where(reached[axis])
                 if threshold < 1.0:
                     size = rule.size(axis)
                     known = {v: centres[v][axis] for v in changed if v in centres}
@@ -98,10 +145,20 @@ class Analysis:
                         reach = crop(reach, max(1, math.floor(threshold * size + 0.5)), centre)
                     places.append(centre)
                 per_axis.append(reach)
+            some = tuple(
+                every if reach is None else reach.some & every
+                for every, reach in zip(reached, per_axis, strict=True)
+            )
             for value in rule.outputs:
                 found[value] = tuple(per_axis)
                 centres[value] = tuple(places)
-        return found
+                changes[value] = some
+        return Reaches(found, changes.get(self.graph.output, everywhere))
+
+    def _changed(self, node: Node) -> list[ValueId]:
+        """The operands that a window changes, in part or everywhere, each once."""
+        kinds = (Kind.LOCAL, Kind.FULL)
+        return [v for v in dict.fromkeys(node.operands()) if self.kinds[v] in kinds]
 
 
 def analyse(graph: Graph, occluded: ValueId, dims: Dims, *, incremental: bool = True) -> Analysis:
@@ -122,9 +179,9 @@ def analyse(graph: Graph, occluded: ValueId, dims: Dims, *, incremental: bool = 
     for node in graph.nodes:
         view = View(graph, kinds, known)
         kind, rule = _kind(node, view, incremental)
-        if rule is None and wanted.intersection(node.results) and kind is Kind.FULL:
-            rule = whole(node, view, len(dims))
-            kind = Kind.FULL if rule is None else Kind.LOCAL
+        if wanted.intersection(node.results) and kind is Kind.FULL:
+            volume = whole(node, view, len(dims))
+            rule, kind = (rule, kind) if volume is None else (volume, Kind.LOCAL)
         rules.append(rule)
         for value in node.outputs:
             if value >= 0:
@@ -132,7 +189,8 @@ def analyse(graph: Graph, occluded: ValueId, dims: Dims, *, incremental: bool = 
                 if rule is not None:
                     known[value] = rule.dims
     kept = _kept(graph, kinds, tuple(rules))
-    return Analysis(graph, occluded, kinds, known, tuple(rules), kept)
+    demands = _demands(graph, kinds, known, tuple(rules))
+    return Analysis(graph, occluded, kinds, known, tuple(rules), kept, demands)
 
 
 def _kind(node: Node, view: View, incremental: bool) -> tuple[Kind, Rule | None]:
@@ -167,6 +225,45 @@ def _kept(
     if kinds[graph.output] is Kind.LOCAL:
         kept.add(graph.output)
     return frozenset(kept)
+
+
+def _demands(
+    graph: Graph,
+    kinds: dict[ValueId, Kind],
+    dims: dict[ValueId, Dims],
+    rules: tuple[Rule | None, ...],
+) -> dict[ValueId, Demand]:
+    """For each local value and axis, the cells that the outcome depends on.
+
+    All operators that read a value ask for some; what is asked for is the hull.
+    """
+    sizes: dict[ValueId, list[int | None]] = {}
+    found: dict[ValueId, list[Interval | None]] = {}
+    for value, own in dims.items():
+        if kinds[value] is Kind.LOCAL:
+            shape = graph.size(value, 1)
+            sizes[value] = [None if dim is None else shape[dim] for dim in own]
+            found[value] = [None if size is None else (0, 0) for size in sizes[value]]
+    if graph.output in found:
+        found[graph.output] = [None if n is None else (0, n) for n in sizes[graph.output]]
+    for node, rule in zip(reversed(graph.nodes), reversed(rules), strict=True):
+        local = [v for v in dict.fromkeys(node.operands()) if v in found]
+        for axis in range(len(found[local[0]])) if local else ():
+            wanted: Interval | None = None
+            for value in [] if rule is None else rule.outputs:
+                cells = found[value][axis] if value in found else None
+                wanted = cells if wanted is None or cells is None else hull(wanted, cells)
+            for value in [] if rule is None else rule.outputs:
+                if value in found:
+                    found[value][axis] = wanted  # one interval for all outputs
+            if wanted is not None and wanted[0] == wanted[1]:
+                continue
+            read = {} if rule is None else rule.demand(axis, wanted)
+            for value in local:
+                before, size = found[value][axis], sizes[value][axis]
+                if before is not None and size is not None:
+                    found[value][axis] = hull(before, read.get(value, (0, size)))
+    return {value: tuple(cells) for value, cells in found.items()}
 
 
 def multiply_accumulates(graph: Graph, node: Node) -> int:

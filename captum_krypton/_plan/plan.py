@@ -1,5 +1,7 @@
 """How to run all windows: groups of like geometry, batches, and what they cost.
 
+Windows that cannot reach what the outcome depends on are in no group.
+
 All patches of a batch have one size in memory at every operator. The paper gives all windows of a
 map one size; here each axis is cut into a few segments of similar geometry, and every combination
 of segments is a group with its own sizes, so that windows at the border, which reach less far,
@@ -14,8 +16,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from .._call import WindowGrid
-from .._operators import Kind, Means
+from .._operators import Kind, Mask, Means
 from .analysis import Analysis
 from .batch_size import Room
 from .cost import NodeCost, node_costs
@@ -44,11 +48,14 @@ class Plan:
         costs: what each operator costs on whole volumes.
         memory: bytes that the base and one batch are expected to take.
         threshold: the projective field threshold; 1 where the plan is exact.
+        reached: for each window axis, the positions of the windows that are run: all that can
+            change the outcome, one at least.
     """
 
     analysis: Analysis
     grid: WindowGrid
     axes: tuple[int, ...]
+    reached: tuple[slice, ...]
     groups: tuple[GroupPlan, ...]
     head: int
     images: int
@@ -95,6 +102,19 @@ class Plan:
         return math.prod(self.grid.counts[d] for d in self.others)
 
     @cached_property
+    def runs(self) -> Mask:
+        """Which windows are run, (windows,) in row-major order; the others change no outcome."""
+        found = np.zeros(self.grid.counts, bool)
+        where = dict(zip(self.axes, self.reached, strict=True))
+        found[tuple(where.get(dim, slice(None)) for dim in range(found.ndim))] = True
+        return found.reshape(-1)
+
+    @property
+    def unreached(self) -> int:
+        """How many windows cannot reach what the outcome depends on."""
+        return self.grid.total - int(self.runs.sum())
+
+    @cached_property
     def macs_full(self) -> int:
         """Q: multiply-accumulates of one window on whole volumes (Eq. 13-14)."""
         return sum(cost.macs for cost in self.costs)
@@ -107,7 +127,7 @@ class Plan:
     def operator_macs(self, number: int) -> float:
         """Mean multiply-accumulates of an operator for one window (Eq. 15)."""
         total = sum(group.macs[number] * group.positions for group in self.groups)
-        return total / sum(group.positions for group in self.groups)
+        return total * self.copies / self.grid.total
 
     @property
     def theoretical_speedup(self) -> float:
@@ -150,6 +170,7 @@ def make_plan(
     images: int,
     element_bytes: int,
     threshold: float = 1.0,
+    reached: tuple[slice, ...] | None = None,
 ) -> Plan:
     """Cuts the axes into segments and chooses the batch size.
 
@@ -162,11 +183,13 @@ def make_plan(
         images: images in the input.
         element_bytes: bytes of one element.
         threshold: the projective field threshold (Section 4.2).
+        reached: for each window axis, the positions of the windows that are to be run; None for
+            those that can change the outcome by this analysis.
     """
     reaches = analysis.reaches(tuple(grid.along(dim) for dim in axes), threshold)
-    work = Workload(analysis, reaches, node_costs(analysis, means.rates), means)
-    positions = [grid.counts[dim] for dim in axes]
-    segmenters = [Segmenter(work, axis, count) for axis, count in enumerate(positions)]
+    reached = reaches.reached if reached is None else reached
+    work = Workload(analysis, reaches.intervals, node_costs(analysis, means.rates), means)
+    segmenters = [Segmenter(work, axis, reached) for axis in range(len(axes))]
     base = element_bytes * sum(math.prod(analysis.graph.size(v, 1)) for v in analysis.kept)
     side_by_side = room.images(base, images)
     base *= side_by_side
@@ -174,7 +197,8 @@ def make_plan(
     most = _MAX_SEGMENTS if any(segmenter.matters for segmenter in segmenters) else 1
     best: Plan | None = None
     worse = 0
-    for count in range(1, min(most, max(positions, default=1)) + 1):
+    longest = max((positions.stop - positions.start for positions in reached), default=1)
+    for count in range(1, min(most, longest) + 1):
         cuts = [segmenter.cut(count) for segmenter in segmenters]
         groups = tuple(
             plan_group(work, segments, element_bytes) for segments in itertools.product(*cuts)
@@ -183,7 +207,17 @@ def make_plan(
         batch = room.batch_size(base, row_bytes)
         memory = base + batch * row_bytes
         plan = Plan(
-            analysis, grid, axes, groups, head, side_by_side, batch, work.costs, memory, threshold
+            analysis,
+            grid,
+            axes,
+            reached,
+            groups,
+            head,
+            side_by_side,
+            batch,
+            work.costs,
+            memory,
+            threshold,
         )
         if best is None or plan.seconds < best.seconds:
             best, worse = plan, 0

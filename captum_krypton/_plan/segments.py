@@ -23,10 +23,10 @@ class Segmenter:
     Args:
         work: what is to be planned.
         axis: the window axis.
-        positions: window positions along it.
+        reached: the window positions along each axis that are to be run.
     """
 
-    def __init__(self, work: Workload, axis: int, positions: int) -> None:
+    def __init__(self, work: Workload, axis: int, reached: tuple[slice, ...]) -> None:
         sizes, weights = [], []
         analysis, reaches, means = work.analysis, work.reaches, work.means
         for _, rule, cost in work.operators():
@@ -42,6 +42,8 @@ class Segmenter:
                 full = analysis.full_size(value, other)
                 if reach is None or full is None:
                     continue
+                if other != axis:
+                    reach = reach.segment(reached[other])
                 length = np.clip(reach.stop - reach.start, 1, full)
                 if other == axis:
                     sizes.append(length / full)
@@ -50,13 +52,13 @@ class Segmenter:
             if reaches[value][axis] is not None:
                 weights.append(cost.seconds * share)
         self.matters = any(weights)
-        self.steps = self._boundaries(positions)
+        self.steps = self._boundaries(reached[axis])
         self.cost = self._segment_costs(np.array(sizes), np.array(weights))
 
     @staticmethod
-    def _boundaries(positions: int) -> list[int]:
-        stride = max(1, math.ceil(positions / 64))
-        return [*range(0, positions, stride), positions]
+    def _boundaries(positions: slice) -> list[int]:
+        stride = max(1, math.ceil((positions.stop - positions.start) / 64))
+        return [*range(positions.start, positions.stop, stride), positions.stop]
 
     def _segment_costs(
         self, sizes: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]

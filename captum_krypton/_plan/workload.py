@@ -69,6 +69,9 @@ class Workload:
             if ragged:
                 boxes.append(exact(reach.segment(segments[axis])))
                 continue
+            part, cells = reach.segment(segments[axis]), self.analysis.demands[value][axis]
+            if cells is None or part.longest > cells[1] - cells[0]:  # it is computed whole
+                cells = (0, full)
             modulus, residue = (1, 0) if alignment is None else alignment(axis)
-            boxes.append(align(reach.segment(segments[axis]), full, modulus, residue))
+            boxes.append(align(part, cells, modulus, residue))
         return tuple(boxes)

@@ -6,15 +6,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .._call import Call, Settings, signature
-from .._capture import BatchInt, NotCapturable, ValueId, captured, current_state, simplified
+from .._call import Call, Part, Settings, part_of, signature
+from .._capture import (
+    BatchInt,
+    NotCapturable,
+    ValueId,
+    captured,
+    current_state,
+    narrowed,
+    simplified,
+)
 from .._kernels import backend_info, panel_size, rates_of, trim
-from .._operators import Means
+from .._operators import Kind, Means
 from .._plan import Analysis, Plan, Room, analyse, fused, make_plan
 from .group import Material
 from .interpreter import prepare_constants
@@ -24,7 +32,10 @@ from .replay_cache import ReplayCache
 
 __all__ = ["CapturedModel", "ModelCache"]
 
+T = TypeVar("T")
+
 _KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
+_KEPT_PLANS = 64  # for one capture; one cell of an output is another plan than the next
 
 
 class CapturedModel:
@@ -45,8 +56,8 @@ class CapturedModel:
         self.checked: set[tuple[Any, ...]] = set()
         self.paces: dict[tuple[Any, ...], Pace] = {}
         self.notes: dict[tuple[Any, ...], list[Any]] = {}
-        self._plans: dict[tuple[Any, ...], Plan] = {}
-        self._analyses: dict[tuple[Any, ...], Analysis] = {}
+        self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
+        self._analyses: OrderedDict[tuple[Any, ...], Analysis] = OrderedDict()
         trim()  # the recorded activations
 
     @cached_property
@@ -60,10 +71,33 @@ class CapturedModel:
         read = {v for node in self.graph.nodes for v in node.operands()} | {self.graph.output}
         return tuple(value in read for value in self.graph.inputs)
 
+    def part(self, call: Call, position: int, target: Any) -> Part | None:
+        """The part of the output that a target names; None where windows change all of it.
+
+        Args:
+            call: the arguments.
+            position: which input is occluded.
+            target: Captum's target.
+        """
+        output = self.graph.output
+        part = part_of(target, self.graph.size(output, 1)[1:])
+        if part is None:
+            return None
+        kinds = self._analysis(position, call.grids[position].axes, True, None).kinds
+        return part if kinds[output] is Kind.LOCAL else None
+
     def plan_of(
-        self, call: Call, position: int, settings: Settings, threshold: float = 1.0
+        self,
+        call: Call,
+        position: int,
+        settings: Settings,
+        threshold: float = 1.0,
+        part: Part | None = None,
     ) -> Plan:
-        """The plan for occluding one of the inputs with a user's settings."""
+        """The plan for occluding one of the inputs with a user's settings.
+
+        `part` is what is read of the output.
+        """
         device = call.inputs[position].device
         rows = None if call.perturbations is None else call.perturbations * call.examples
         room = Room.on(device, settings.memory_budget, rows)
@@ -73,7 +107,9 @@ class CapturedModel:
             room = replace(room, memory_budget=kept)  # so that a plan is used again
         else:
             self._budgets[device] = room.memory_budget
-        return self.plan(call, position, room=room, winograd=settings.winograd, threshold=threshold)
+        return self.plan(
+            call, position, room=room, winograd=settings.winograd, threshold=threshold, part=part
+        )
 
     def plan(
         self,
@@ -83,6 +119,7 @@ class CapturedModel:
         room: Room,
         winograd: bool,
         threshold: float = 1.0,
+        part: Part | None = None,
     ) -> Plan:
         """The plan for occluding one of the inputs: the cheaper of patches and whole volumes.
 
@@ -91,24 +128,29 @@ class CapturedModel:
         """
         grid = call.grids[position]
         means = self._means(call.inputs[position].device, winograd)
-        key = (position, grid, call.examples, room, means, threshold)
-        if key not in self._plans:
+        key = (position, grid, call.examples, room, means, threshold, part)
+
+        def made() -> Plan:
             axes = grid.axes
+            exact = self._analysis(position, axes, True, part)
+            reached = exact.reaches(tuple(grid.along(dim) for dim in axes)).reached
             plans = [
                 make_plan(
-                    self._analysis(position, axes, incremental),
+                    self._analysis(position, axes, incremental, part),
                     grid,
                     axes,
                     means=means,
                     room=room,
                     images=call.examples,
                     element_bytes=call.inputs[position].element_size(),
-                    threshold=threshold if self._crops(position, axes, incremental) else 1.0,
+                    threshold=threshold if self._crops(position, axes, incremental, part) else 1.0,
+                    reached=reached,
                 )
                 for incremental in (True, False)
             ]
-            self._plans[key] = min(plans, key=lambda plan: plan.seconds)
-        return self._plans[key]
+            return min(plans, key=lambda plan: plan.seconds)
+
+        return _kept(self._plans, key, made)
 
     def material(self, plan: Plan, baseline: Tensor | float, compiles: bool = False) -> Material:
         """What the windows of a plan are computed from.
@@ -121,26 +163,39 @@ class CapturedModel:
         fill = None if isinstance(baseline, Tensor) else baseline
         return Material(plan, self.constants, self.packs, fill, self.channels_last, compiles)
 
-    def _crops(self, position: int, axes: tuple[int, ...], incremental: bool) -> bool:
+    def _crops(
+        self, position: int, axes: tuple[int, ...], incremental: bool, part: Part | None
+    ) -> bool:
         """Whether there are operators whose changes a threshold could crop."""
-        rules = self._analysis(position, axes, incremental).rules
+        rules = self._analysis(position, axes, incremental, part).rules
         return any(rule is not None and not rule.is_global for rule in rules)
 
-    def _analysis(self, position: int, axes: tuple[int, ...], incremental: bool) -> Analysis:
-        key = (position, axes, incremental)
-        if key not in self._analyses:
-            occluded, dims = self.graph.inputs[position], tuple(axis + 1 for axis in axes)
-            analysis = analyse(self.graph, occluded, dims, incremental=incremental)
-            if incremental:
-                analysis = analyse(fused(analysis), occluded, dims)
-            self._analyses[key] = analysis
-        return self._analyses[key]
+    def _analysis(
+        self, position: int, axes: tuple[int, ...], incremental: bool, part: Part | None
+    ) -> Analysis:
+        def made() -> Analysis:
+            graph = self.graph if part is None else narrowed(self.graph, part)
+            occluded, dims = graph.inputs[position], tuple(axis + 1 for axis in axes)
+            analysis = analyse(graph, occluded, dims, incremental=incremental)
+            return analyse(fused(analysis), occluded, dims) if incremental else analysis
+
+        return _kept(self._analyses, (position, axes, incremental, part), made)
 
     def _means(self, device: torch.device, winograd: bool) -> Means:
         kernels = self.channels_last and device.type == "cpu" and panel_size() > 0
         on_gpu = self.channels_last and device.type == "cuda"
         pools = on_gpu and backend_info("cuda").name == "cuda"
         return Means(rates_of(device), kernels, winograd, pools)
+
+
+def _kept(cache: OrderedDict[tuple[Any, ...], T], key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """What is kept under a key, made where it is not; what was asked for longest ago goes."""
+    if key not in cache:
+        cache[key] = make()
+        if len(cache) > _KEPT_PLANS:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
 
 
 class ModelCache:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._call import difference, distances, tolerance
+from .._operators import Mask
 
 __all__ = ["LOOSE", "Noise", "Stale", "checked_windows", "rounding_of"]
 
@@ -92,21 +94,24 @@ def rounding_of(
     return most
 
 
-def checked_windows(counts: tuple[int, ...]) -> list[int]:
-    """The middle one of the windows, a corner, the last and an edge, by row-major number.
+def checked_windows(counts: tuple[int, ...], runs: Mask) -> list[int]:
+    """The middle one of the windows that are run, a corner, the last and an edge.
 
-    One of 256, but one at least and four at most: a check must not cost what it checks.
+    Where some are not run, one beside the corner that is not comes second. One of 256, but one at
+    least and four at most: a check must not cost what it checks.
+
+    Args:
+        counts: the windows along each dimension.
+        runs: which windows are run, (windows,), a box of them; row-major numbers come back.
     """
-    places = [
-        tuple(c // 2 for c in counts),
-        tuple(0 for _ in counts),
-        tuple(c - 1 for c in counts),
-        tuple(c // 2 if i == len(counts) - 1 else c - 1 for i, c in enumerate(counts)),
-    ]
-    numbers = set()
-    for place in places[: max(1, math.prod(counts) // 256)]:
-        number = 0
-        for index, count in zip(place, counts, strict=True):
-            number = number * count + index
-        numbers.add(number)
-    return sorted(numbers)
+    numbers = np.arange(math.prod(counts)).reshape(counts)
+    inside = np.argwhere(runs.reshape(counts))
+    first, last = inside[0], inside[-1]
+    middle = (first + last + 1) // 2
+    places = [middle, first, last, np.append(last[:-1], middle[-1:])]
+    for dim, count in enumerate(counts):
+        for outside in (last[dim] + 1, first[dim] - 1):
+            if 0 <= outside < count and len(places) == 4:
+                places.insert(1, np.where(np.arange(len(counts)) == dim, outside, middle))
+    most = min(4, max(1, len(runs) // 256))
+    return sorted({int(numbers[tuple(place)]) for place in places[:most]})

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._kernels import arena, trim
+from .._operators import Mask
 from .base import FILL, Base
 from .batches import Batches, GroupRun, RunStatistics
 from .group import Material, Selection, WindowGroup
@@ -35,6 +37,8 @@ class Execution:
         baseline: what the windows are filled with: a number, or a tensor of shape (1, ...) or
             (N, ...) that has the occluded input's shape otherwise.
         outcome: from output rows and their image numbers to the outcome rows that are kept.
+        reference: the outcome rows of the untouched images, (N, ...): those of windows that cannot
+            reach what the outcome depends on.
         on_base: told the graph's output for the untouched images, before any window is run.
         replays: groups that are kept from run to run, so that their batches can be replayed; None
             where every batch is run by its operators.
@@ -46,12 +50,14 @@ class Execution:
         inputs: tuple[Tensor, ...],
         baseline: Tensor | float,
         outcome: Outcome,
+        reference: Tensor,
         *,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
         replays: ReplayCache | None = None,
     ) -> None:
         self.material, self.plan = material, material.plan
-        self.inputs, self.baseline, self.outcome = inputs, baseline, outcome
+        self.inputs, self.baseline = inputs, baseline
+        self.outcome, self.reference = outcome, reference
         self.on_base, self.replays = on_base, replays
         self.statistics = RunStatistics(batch_size=self.plan.batch_size)
         self.images = inputs[0].shape[0]
@@ -109,7 +115,7 @@ class Execution:
             progress: told the number of windows of every batch that has been run.
             selected: which windows to run; the others' outcomes hold anything.
         """
-        collected = _Collected(images.stop - images.start, self.plan.grid.total)
+        collected = _Collected(self.reference[images], self.plan.runs)
         finish, clock = self._finish(images, collected), self.statistics.clock
         head = Head(self.plan, self.material.constants, finish, clock)
         with nullcontext() if self._memory_held else self.memory():
@@ -119,6 +125,9 @@ class Execution:
                         head.add(values, order)
                         progress(rows)
             head.flush()
+        if not self.plan.runs.all():
+            every = np.ones((images.stop - images.start, 1), bool)
+            progress(int(((every if selected is None else selected) & ~self.plan.runs).sum()))
         return collected.result()
 
     def _groups(self, base: Base, selected: Selection | None) -> Generator[Batches, None, None]:
@@ -145,17 +154,22 @@ class Execution:
 
 
 class _Collected:
-    """Outcome rows put in order as they arrive."""
+    """Outcome rows put in order as they arrive; those of windows that are not run are there.
 
-    def __init__(self, images: int, windows: int) -> None:
-        self.images, self.windows = images, windows
-        self.rows: Tensor | None = None
+    Args:
+        reference: the outcome rows of the untouched images.
+        runs: which windows are run, (windows,).
+    """
+
+    def __init__(self, reference: Tensor, runs: Mask) -> None:
+        self.shape = len(reference), len(runs), *reference.shape[1:]
+        if runs.all():
+            self.rows = reference.new_empty(self.shape).flatten(0, 1)
+        else:
+            self.rows = reference.repeat_interleave(len(runs), 0)
 
     def put(self, order: Tensor, outcome: Tensor) -> None:
-        if self.rows is None:
-            self.rows = outcome.new_empty((self.images * self.windows, *outcome.shape[1:]))
         self.rows.index_copy_(0, order, outcome)
 
     def result(self) -> Tensor:
-        assert self.rows is not None
-        return self.rows.reshape(self.images, self.windows, *self.rows.shape[1:])
+        return self.rows.reshape(self.shape)

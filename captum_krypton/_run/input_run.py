@@ -19,6 +19,7 @@ from .._call import (
     Settings,
     difference,
     map_of,
+    part_target,
     row_target,
     tolerance,
 )
@@ -81,7 +82,14 @@ class InputRun:
         self.model, self.untouched = untouched.model, untouched
         self.settings, self.threshold, self.timed = settings, threshold, timed
         self.grid, self.device = call.grids[position], call.inputs[position].device
-        self._noise = Noise(untouched.output, self._outcome, self._rounding)
+        output, self.target = untouched.output, untouched.target
+        graph = self.model.graph
+        fits = output.shape[1:] == graph.size(graph.output, 1)[1:]  # else the graph is stale
+        narrows = self.is_read and fits
+        self.part = self.model.part(call, position, self.target) if narrows else None
+        if self.part is not None:
+            self.target = part_target(self.target, self.part, tuple(output.shape[1:]))
+        self._noise = Noise(self._in_part(output), self._outcome, self._rounding)
 
     @property
     def is_read(self) -> bool:
@@ -91,18 +99,21 @@ class InputRun:
     @cached_property
     def plan(self) -> Plan:
         """The plan with the threshold."""
-        return self.model.plan_of(self.call, self.position, self.settings, self.threshold)
+        return self._plan(self.threshold)
 
     @cached_property
     def exact_plan(self) -> Plan:
         """The plan without a threshold."""
         if self.threshold == 1:
             return self.plan
-        return self.model.plan_of(self.call, self.position, self.settings)
+        return self._plan(1.0)
+
+    def _plan(self, threshold: float) -> Plan:
+        return self.model.plan_of(self.call, self.position, self.settings, threshold, self.part)
 
     def execution(self, plan: Plan) -> Execution:
         """What runs the windows by a plan."""
-        call, model, target = self.call, self.model, self.untouched.target
+        call, model, target = self.call, self.model, self.target
         replayed = self.settings.cuda_graphs and self.device.type == "cuda" and not self.timed
         baseline = self._baseline()
         execution = Execution(
@@ -110,6 +121,7 @@ class InputRun:
             tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
             baseline,
             lambda rows, image: _select_targets(rows, row_target(target, image)),
+            self.untouched.reference,
             on_base=self._noise.see,
             replays=model.replays if replayed else None,
         )
@@ -128,10 +140,16 @@ class InputRun:
 
     # --- the check of a plan's first map
 
+    def _in_part(self, output: Tensor) -> Tensor:
+        """The part of the forward function's output that the graph computes."""
+        for dim, (start, stop) in enumerate(self.part or (), 1):
+            output = output.narrow(dim, start, stop - start)
+        return output
+
     def _outcome(self, output: Tensor, images: slice) -> Tensor:
-        """The outcomes that the map shows, of output rows of some images."""
+        """The outcomes that the map shows, of the graph's output rows of some images."""
         numbers = torch.arange(images.start, images.stop, device=output.device)
-        chosen: Tensor = _select_targets(output, row_target(self.untouched.target, numbers))
+        chosen: Tensor = _select_targets(output, row_target(self.target, numbers))
         return chosen
 
     def _rounding(self) -> Tensor:
@@ -140,7 +158,7 @@ class InputRun:
 
         def outcome(inputs: tuple[Tensor, ...]) -> Tensor:
             output = _run_forward(self.forward, inputs, None, call.extra or None)
-            return self._outcome(output.detach(), slice(0, call.examples))
+            return self._outcome(self._in_part(output.detach()), slice(0, call.examples))
 
         return rounding_of(outcome, call.inputs, outcome(call.inputs))
 
@@ -152,11 +170,11 @@ class InputRun:
         """
         if not self.settings.self_check or self._check_key in self.model.checked:
             return []
-        return checked_windows(self.grid.counts)
+        return checked_windows(self.grid.counts, self.exact_plan.runs)
 
     @property
     def _check_key(self) -> tuple[Any, ...]:
-        return self.position, self.exact_plan.layout
+        return self.position, self.part, self.exact_plan.layout
 
     def check(self, scores: Tensor) -> float:
         """Compares exact `scores` of the windows to check with the forward function's.
@@ -250,6 +268,7 @@ class InputRun:
             threshold=plan.threshold,
             batches_replayed=statistics.replayed,
             checked_windows=len(self.checking),
+            windows_unreached=plan.unreached,
         )
 
     def unread(self, seconds: float) -> OcclusionMap:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .._capture import Graph, Node, ValueId, resolve
+from .._kernels import convolve
 from .layout import in_layout
 
 __all__ = ["prepare_constants", "run_graph", "store"]
@@ -42,7 +43,11 @@ def run_graph(
         args, kwargs = resolve(
             (node.args, node.kwargs), lambda v: constants[v] if v in constants else values[v], rows
         )
-        store(values, node, node.op(*args, **kwargs))
+        if node.name == "aten.convolution" and not node.bound()["transposed"]:
+            call = *args[:6], args[8]
+            store(values, node, convolve(*call))
+        else:
+            store(values, node, node.op(*args, **kwargs))
         kept.update((v, values[v]) for v in node.outputs if v in keep)
         for value in {*node.operands(), *node.outputs}:
             if last_use.get(value, -1) <= i and value != graph.output:

@@ -187,6 +187,7 @@ QUESTIONS = {
     "monai_densenet121": cube(lambda: densenet(3, 1)),
     "monai_unet": cube(lambda: MeanOutcome(unet(3)), stride=16),
     "monai_unet_one_voxel": cube(lambda: OneVoxel(unet(3)), stride=16),
+    "monai_unet_one_pixel": Question(lambda: OneVoxel(unet(2)), (1, 512, 512), (16, 16), (8, 8)),
     "ecg_resnet18": signal(lambda: resnet(18, 1, 12)),
     "ecg_densenet121": signal(lambda: densenet(1, 12)),
     "m5": Question(M5, (1, 16000), (400,), (100,)),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import Case, cases
 from plans import KERNELS, TORCH, called, patched
+from readings import read_cases
 from small_networks import small_network
 from torch import Tensor, nn
 
@@ -87,13 +88,15 @@ def compare(case: Case, threshold: float, means: Means, dtype: torch.dtype, erro
         last = prefers_channels_last(image)
         constants = prepare_constants(plan.analysis.graph, last)
         material = Material(plan, constants, {}, 0.0, last)
-        run = Execution(material, (image,), 0.0, lambda rows, _: rows)
+        untouched, _ = run_graph(plan.analysis.graph, constants, (image,), frozenset())
+        run = Execution(material, (image,), 0.0, lambda rows, _: rows, untouched)
         scores = run.run(lambda rows: None)[0]
         for number in {0, plan.grid.total // 3, plan.grid.total // 2, plan.grid.total - 1}:
             index = np.unravel_index(number, plan.grid.counts)
             covered = occluded_inputs(call, 0, [number], captum=False)
             output = cropped(plan, constants, image, covered)
-            expected = output([int(index[dim]) for dim in plan.axes])[0]
+            reached = bool(plan.runs[number])
+            expected = output([int(index[d]) for d in plan.axes])[0] if reached else untouched[0]
             scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
             torch.testing.assert_close(scores[number], expected, rtol=0, atol=error * scale)
 
@@ -102,6 +105,18 @@ def compare(case: Case, threshold: float, means: Means, dtype: torch.dtype, erro
 @given(data=st.data())
 def test_a_thresholded_window_changes_its_own_boxes_alone(rank: int, data: st.DataObject) -> None:
     compare(data.draw(cases(rank)), data.draw(THRESHOLDS), TORCH, torch.float64, 1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@given(data=st.data())
+def test_a_threshold_crops_what_is_asked_for(rank: int, data: st.DataObject) -> None:
+    compare(data.draw(read_cases(rank)), data.draw(THRESHOLDS), TORCH, torch.float64, 1e-9)
+
+
+@pytest.mark.skipif(panel_size() == 0, reason="there are no compiled kernels")
+@given(case=read_cases(2), threshold=THRESHOLDS)
+def test_compiled_kernels_crop_what_is_asked_for(case: Case, threshold: float) -> None:
+    compare(case, threshold, KERNELS, torch.float32, 1e-3)
 
 
 @pytest.mark.skipif(panel_size() == 0, reason="there are no compiled kernels")
@@ -118,7 +133,7 @@ def test_no_patch_of_a_local_operator_is_longer_than_its_share(
     plan = patched(case.network, call, threshold=threshold)
     analysis = plan.analysis
     windows = tuple(plan.grid.along(dim) for dim in plan.axes)
-    exact, kept = analysis.reaches(windows), analysis.reaches(windows, threshold)
+    exact, kept = (analysis.reaches(windows, t).intervals for t in (1.0, threshold))
     for rule in analysis.rules:
         if rule is None:
             continue

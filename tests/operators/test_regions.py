@@ -102,14 +102,15 @@ def test_a_box_holds_its_interval(
     intervals: list[tuple[int, int]], size: int, modulus: int, data: st.DataObject
 ) -> None:
     residue = data.draw(st.integers(0, modulus - 1))
+    first = data.draw(st.integers(0, size - 1))
     start = np.array([s for s, _ in intervals])
-    reach = Reach(start, start + np.array([n for _, n in intervals])).clipped(size)
-    box = align(reach, size, modulus, residue)
+    reach = Reach(start, start + np.array([n for _, n in intervals])).within((first, size))
+    box = align(reach, (first, size), modulus, residue)
     full = reach.stop > reach.start
     assert (box.offset <= reach.start)[full].all()
     assert (box.offset + box.size >= reach.stop)[full].all()
     if modulus == 1:
-        assert (box.offset >= 0).all()
+        assert (box.offset >= first).all()
         assert (box.offset + box.size <= size).all()
     else:
         assert ((box.offset - residue) % modulus == 0).all()

@@ -33,7 +33,7 @@ def plan_of(case: Case, means: Means = TORCH) -> Plan:
 
 
 def reaches(plan: Plan) -> dict[int, Any]:
-    return plan.analysis.reaches(tuple(plan.grid.along(dim) for dim in plan.axes))
+    return plan.analysis.reaches(tuple(plan.grid.along(dim) for dim in plan.axes)).intervals
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -43,8 +43,9 @@ def test_every_position_is_in_one_group(rank: int, data: st.DataObject) -> None:
     seen = np.zeros([plan.grid.counts[dim] for dim in plan.axes], int)
     for group in plan.groups:
         seen[group.segments] += 1
-    assert (seen == 1).all()
-    assert plan.copies * sum(group.positions for group in plan.groups) == plan.grid.total
+    assert (seen[plan.reached] == 1).all()
+    assert seen.sum() == seen[plan.reached].size
+    assert plan.copies * int(seen.sum()) == plan.grid.total - plan.unreached == plan.runs.sum()
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -126,7 +127,7 @@ def test_no_cut_is_cheaper(deep: tuple[nn.Module, Analysis, Any], axis: int, seg
     _, analysis, plan = deep
     positions = plan.grid.counts[plan.axes[axis]]
     work = Workload(analysis, reaches(plan), plan.costs, TORCH)
-    segmenter = Segmenter(work, axis, positions)
+    segmenter = Segmenter(work, axis, plan.reached)
 
     def cost(bounds: tuple[int, ...]) -> float:
         return sum(segmenter.cost[i, j] for i, j in itertools.pairwise(bounds))

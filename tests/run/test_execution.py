@@ -39,6 +39,7 @@ def execution(
         call.inputs,
         baseline,
         lambda rows, image: rows,
+        network(*call.inputs).detach(),
     )
 
 

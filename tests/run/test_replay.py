@@ -44,7 +44,7 @@ class Runs:
     """Runs of one plan that share what is resident."""
 
     def __init__(self, network: nn.Module, call: Any, most: int) -> None:
-        self.model = CapturedModel(network, call)
+        self.network, self.model = network, CapturedModel(network, call)
         self.plan = self.model.plan(call, 0, room=Room(1 << 30, 1 << 26, most), winograd=True)
         self.cache = ReplayCache()
 
@@ -54,6 +54,7 @@ class Runs:
             (images,),
             baseline,
             lambda rows, image: rows,
+            self.network(images).detach(),
             replays=self.cache,
         )
 
@@ -64,6 +65,26 @@ class Runs:
             scores = run.run(rows.append)
         assert sum(rows) == self.plan.grid.total * len(images)
         return scores, run
+
+
+def test_windows_that_are_not_run_are_not_replayed(images: Tensor) -> None:
+    class Corner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.body(x)[:, :, -5, 3].sigmoid()
+            return made
+
+    torch.manual_seed(0)
+    network = Corner().double()
+    runs = Runs(network, question(images), 2)
+    assert 0 < runs.plan.unreached < runs.plan.grid.total
+    for batch in (images, images.flip(0), images + 1):
+        scores, run = runs(batch)
+        torch.testing.assert_close(scores, expected(network, question(batch)))
+    assert run.statistics.replayed == run.statistics.batches > 0
 
 
 @pytest.mark.parametrize("most", [1, 7, 10, 64])
