@@ -55,6 +55,41 @@ class M5(nn.Module):
         return made
 
 
+class ResNetUNet(nn.Module):
+    """A U-Net on ResNet18 with nearest upsampling, as segmentation libraries build it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import resnet18
+
+        resnet = resnet18()
+        stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu)
+        first = nn.Sequential(resnet.maxpool, resnet.layer1)
+        self.encoder = nn.ModuleList([stem, first, resnet.layer2, resnet.layer3, resnet.layer4])
+        widths = ((512 + 256, 256), (256 + 128, 128), (128 + 64, 64), (64 + 64, 32), (32, 16))
+        self.decoder = nn.ModuleList(
+            nn.Sequential(*self._block(read, made), *self._block(made, made))
+            for read, made in widths
+        )
+        self.head = nn.Conv2d(16, 2, 3, padding=1)
+
+    @staticmethod
+    def _block(read: int, made: int) -> list[nn.Module]:
+        return [nn.Conv2d(read, made, 3, padding=1), nn.BatchNorm2d(made), nn.ReLU()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        for stage in self.decoder:
+            x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = stage(torch.cat([x, skips.pop()], 1) if skips else x)
+        made: Tensor = self.head(x)
+        return made
+
+
 class MeanOutcome(nn.Module):
     """A dense network whose outcomes are the means of its channels."""
 
@@ -188,6 +223,9 @@ QUESTIONS = {
     "monai_unet": cube(lambda: MeanOutcome(unet(3)), stride=16),
     "monai_unet_one_voxel": cube(lambda: OneVoxel(unet(3)), stride=16),
     "monai_unet_one_pixel": Question(lambda: OneVoxel(unet(2)), (1, 512, 512), (16, 16), (8, 8)),
+    "resnet_unet_one_pixel": Question(
+        lambda: OneVoxel(ResNetUNet()), (3, 512, 512), (16, 16), (8, 8)
+    ),
     "ecg_resnet18": signal(lambda: resnet(18, 1, 12)),
     "ecg_densenet121": signal(lambda: densenet(1, 12)),
     "m5": Question(M5, (1, 16000), (400,), (100,)),
