@@ -35,14 +35,18 @@ def _convolution_block(
 ) -> Tensor:
     none = [0] * len(stride)
     out: Tensor = torch.ops.aten.convolution.default(
-        input, weight, bias, stride, padding, dilation, False, none, groups
+        input.to(weight.dtype), weight, bias, stride, padding, dilation, False, none, groups
     )
-    return finish(out, residual, low, high, activation)
+    return finish(out, residual, low, high, activation).to(input.dtype)
 
 
 library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
 convolution_block = torch.ops.captum_krypton.convolution_block.default
-"""Clamp(activation(convolution(input) + residual)), on whole volumes."""
+"""Clamp(activation(convolution(input) + residual)), on whole volumes.
+
+The input may have fewer bits than the weight: all is computed in the type of the weight, and
+rounded once.
+"""
 
 
 @register_flop_formula(torch.ops.captum_krypton.convolution_block)

@@ -149,7 +149,8 @@ def convolve_patches(
     )
     groups = base.shape[1] // weight.shape[1]
     convolve = _CONVOLUTIONS[len(size)]
-    out = convolve(block, weight, bias, tuple(stride), 0, tuple(dilation), groups)
+    wide = block.to(weight.dtype)
+    out = convolve(wide, weight, bias, tuple(stride), 0, tuple(dilation), groups)
     if residual_base is not None:
         assert residual_patch is not None
         assert residual_offset is not None
@@ -165,7 +166,7 @@ def convolve_patches(
             residual_extent,
         )
     out = activate(out, ACTIVATIONS[activation])
-    return in_channels_last(out.clamp(low, high))
+    return in_channels_last(out.clamp(low, high).to(base.dtype))
 
 
 def pool_patches(

@@ -123,7 +123,7 @@ class _Convolution(WindowRule):
         added: Callable[[Frame], Tensor] | None,
     ) -> Step:
         """PyTorch's own convolution of blocks, and what follows it."""
-        weight = group.constant(self.weight)
+        weight, dtype = group.constant(self.weight), self.view.graph.dtypes[self.source]
         bias = None if self.bias is None else group.constant(self.bias)
         stride, dilation, groups, none = self.stride, self.dilation, self.groups, [0] * len(padding)
         low, high, activation = self.low, self.high, self.activation
@@ -150,9 +150,10 @@ class _Convolution(WindowRule):
 
         def step(frame: Frame) -> Tensor:
             out: Tensor = aten.convolution.default(
-                block(frame), weight, within, stride, padding, dilation, False, none, groups
+                *(block(frame).to(weight.dtype), weight, within),
+                *(stride, padding, dilation, False, none, groups),
             )
-            return finished(out, after, None if added is None else added(frame))
+            return finished(out, after, None if added is None else added(frame)).to(dtype)
 
         return step
 

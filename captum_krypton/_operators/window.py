@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._capture import Node, ValueId
-from .._kernels import POOLED_ON_GPUS, pool_patches
+from .._kernels import PATCH_TYPES, pool_patches
 from .regions import Box, Reach, window_reach, window_read
 from .rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View, along
 
@@ -73,9 +73,9 @@ class WindowRule(Rule):
 
     def can_have_kernel(self, means: Means) -> bool:
         """Whether a compiled kernel can read this operator's input where it lies."""
-        float32 = self.view.graph.dtypes[self.source] is torch.float32
+        stored = self.view.graph.dtypes[self.source] in PATCH_TYPES
         rank = len(self.view.shape(self.source))
-        return means.cpu_kernels and float32 and self.dims == tuple(range(self.lead, rank))
+        return means.cpu_kernels and stored and self.dims == tuple(range(self.lead, rank))
 
     def block(self, group: Group) -> Callable[[Frame], Tensor]:
         """Algorithm 1: the read-in block of every window."""
@@ -113,12 +113,12 @@ class _Pooling(WindowRule):
         return flat if idle else 0
 
     def can_have_kernel(self, means: Means) -> bool:
-        float32 = self.view.graph.dtypes[self.source] is torch.float32
+        if self.view.graph.dtypes[self.source] not in PATCH_TYPES:
+            return False
         axes = tuple(range(2 + self._flat, len(self.view.shape(self.source))))
-        if means.cpu_kernels and float32 and self.dims == axes:
+        if means.cpu_kernels and self.dims == axes:
             return True
-        dtype = self.view.graph.dtypes[self.source]
-        return means.gpu_pooling and self.dims == (2, 3) and dtype in POOLED_ON_GPUS
+        return means.gpu_pooling and self.dims == (2, 3)
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         channels = self.view.shape(self.source)[1]

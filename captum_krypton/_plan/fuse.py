@@ -25,9 +25,7 @@ def fused(analysis: Analysis) -> Graph:
     local = [
         node for node, rule in zip(graph.nodes, analysis.rules, strict=True) if rule is not None
     ]
-    convolutions = [
-        node for node in local if node.name == "aten.convolution" and not node.bound()["transposed"]
-    ]
+    convolutions = [node for node in local if _is_convolution(node)]
     # The dearer of two that are added gets the sum.
     convolutions.sort(key=lambda node: -multiply_accumulates(graph, node))
     users = graph.users()
@@ -48,6 +46,12 @@ def fused(analysis: Analysis) -> Graph:
         if id(node) in blocks or id(node) not in gone
     ]
     return Graph(left, graph.inputs, graph.output, graph.shapes, graph.dtypes, graph.constants)
+
+
+def _is_convolution(node: Node) -> bool:
+    if node.name == "aten.convolution":
+        return not node.bound()["transposed"]
+    return node.op is convolution_block
 
 
 def _convolution(

@@ -48,17 +48,31 @@ std::vector<Tile> make_tiles(const Written& written, const int64_t (&kernel)[3])
   return tiles;
 }
 
+// Numbers that a block of a direct convolution widens: they stay in the caches.
+constexpr int64_t kMostWidened = int64_t{1} << 18;
+
 // Tiles that stay in the caches through all three stages of Winograd's algorithm.
 int64_t tiles_in_block(int64_t points, int64_t depth) {
   const int64_t tiles = depth >= 448 ? 192 : (depth >= 192 ? 96 : 48);
   return points <= group_points(4) ? 4 * tiles : tiles;  // of one axis or of two
 }
 
-Work<Convolution> winograd_work(const Convolution& conv, const Kernels& found, int64_t tiles) {
+Work<Convolution> direct_work(const Convolution& conv, const StorageKernels& kernels,
+                              const Kernels& found, bool widens) {
+  const int64_t units = conv.out.before[conv.out.windows];
+  const int64_t taps = conv.kernel[0] * conv.kernel[1] * conv.kernel[2];
+  const int64_t most = kMostWidened / (taps * std::max<int64_t>(conv.source.channels, 1));
+  const int64_t cells = widens ? std::clamp<int64_t>(most, 12, kCellsInBlock) : kCellsInBlock;
+  const int64_t block = even_block(units, cells);
+  return {kernels.direct, units, block, direct_scratch(conv, block, found.panel, widens)};
+}
+
+Work<Convolution> winograd_work(const Convolution& conv, const StorageKernels& kernels,
+                                const Kernels& found, int64_t tiles) {
   const int64_t points = winograd_points(conv.kernel);
   const int64_t depth = winograd_depth(conv.kernel, conv.source.channels);
   const int64_t block = even_block(tiles, tiles_in_block(points, depth));
-  return {found.winograd, tiles, block,
+  return {kernels.winograd, tiles, block,
           winograd_scratch(points, block, depth, conv.out.channels, found.panel)};
 }
 
@@ -97,6 +111,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                         OptionalTensor limit) {
   const Kernels& found = need_kernels();
   const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset);
+  const StorageKernels& kernels = found.of[static_cast<size_t>(held.storage)];
   check("weight", weight, ScalarType::Float, base.dim());
   const int64_t channels = base.size(1);
   const int64_t out_channels = weight.size(0);
@@ -138,6 +153,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                     "residual_base comes without residual_patch, residual_offset or output_offset");
     added = hold(*residual_base, *residual_patch, image, *residual_offset, residual_extent,
                  *output_offset);
+    STD_TORCH_CHECK(added->storage == held.storage, "residual_base has another type than base");
     STD_TORCH_CHECK(residual_base->dim() == base.dim() && residual_base->size(1) == out_channels,
                     "residual_base has ", residual_base->size(1), " channels and ",
                     residual_base->dim() - 2, " window axes; expected ", out_channels, " and ",
@@ -166,9 +182,11 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                          {steps[0], steps[1], steps[2]},
                          {spread[0], spread[1], spread[2]}};
   if (winograd) {
-    run(conv, winograd_work(conv, found, static_cast<int64_t>(tiles.size())));
+    run(conv, winograd_work(conv, kernels, found, static_cast<int64_t>(tiles.size())));
+  } else if (depthwise) {
+    run(conv, run_work(conv, kernels.depthwise));
   } else {
-    run(conv, cell_work(conv, depthwise ? found.depthwise : found.direct, found));
+    run(conv, direct_work(conv, kernels, found, held.storage != Storage::kFloat));
   }
   return written.out;
 }

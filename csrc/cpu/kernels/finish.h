@@ -1,24 +1,10 @@
 // What is done to a sum before it is stored: of vectors or single numbers.
 #pragma once
 
-#include "vector.h"
+#include "storage.h"
 
 namespace captum_krypton {
 namespace {
-
-// The integers of a vector's lanes, or of a number.
-template <typename V>
-struct Bits;
-
-template <>
-struct Bits<float> {
-  typedef uint32_t Type;
-};
-
-template <>
-struct Bits<Vector> {
-  typedef uint32_t Type __attribute__((vector_size(KRYPTON_LANES * sizeof(uint32_t))));
-};
 
 // e^x, infinite from 88 on, by Cody and Waite's reduction, x = n ln 2 + r, and the first terms of
 // the series of e^r.
@@ -85,9 +71,10 @@ KRYPTON_INLINE V activate(V x, Activation activation) {
 }
 
 // What is done to a sum before it is stored.
+template <typename T>
 struct Finish {
-  const float* bias;             // none: null
-  const float* const* residual;  // by row; none: null
+  const float* bias;         // none: null
+  const T* const* residual;  // by row; none: null
   float low, high;
   Activation activation;
 

@@ -69,7 +69,7 @@ __attribute__((noinline)) void multiply_rows(const float* cells, int64_t depth, 
 template <int Rows, int Vectors, bool Finished>
 KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int64_t depth,
                                    int64_t offset, const float* weight, float* const* out,
-                                   const Finish& finish, int64_t first_row, int64_t channel) {
+                                   const Finish<float>& finish, int64_t first_row, int64_t channel) {
   if (Finished) {  // what `finish` touches lies far apart; it comes while the sums are made
 #pragma GCC unroll 16
     for (int row = 0; row < Rows; ++row) {
@@ -144,7 +144,7 @@ struct MultiplyCells {
   int64_t taps, depth, offset;
   const float* weight;
   float* const* out;
-  const Finish& finish;
+  const Finish<float>& finish;
   int64_t channel;
 
   template <int Rows>

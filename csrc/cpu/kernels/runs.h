@@ -49,9 +49,10 @@ class Runs {
     count = left_ ? least(left_, out_.extent[3 * window + 2]) : 0;
   }
 
-  KRYPTON_INLINE float* data() const {
+  template <typename T>
+  KRYPTON_INLINE T* data() const {
     const int64_t place = (window * out_.depth + plane) * out_.height + row;
-    return out_.data + (place * out_.width + column) * out_.channels;
+    return static_cast<T*>(out_.data) + (place * out_.width + column) * out_.channels;
   }
 
  private:
@@ -62,15 +63,14 @@ class Runs {
 // The distinct cells that a run reads: for each row of taps, those of all columns from the first to
 // the last. Tap j of row i of them, of output t, is
 // `rows[i * pitch + t * stride[2] + j * dilation[2]]`.
-template <typename Call>
-KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const float** rows) {
-  const int64_t pitch =
-      (run.count - 1) * call.stride[2] + (call.kernel[2] - 1) * call.dilation[2] + 1;
+template <typename Call, typename T>
+KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const T** rows) {
+  const int64_t pitch = read_width(call, run.count);
   for (int64_t d = 0; d < call.kernel[0]; ++d) {
     const int64_t plane = run.plane * call.stride[0] + d * call.dilation[0];
-    const View cells = view(call.source, run.window, plane);
+    const View<T> cells = view<T>(call.source, run.window, plane);
     for (int64_t i = 0; i < call.kernel[1]; ++i) {
-      const Row row = cells.row(run.row * call.stride[1] + i * call.dilation[1]);
+      const Row<T> row = cells.row(run.row * call.stride[1] + i * call.dilation[1]);
       for (int64_t k = 0; k < pitch; ++k) {
         *rows++ = row.at(run.column * call.stride[2] + k);
       }
@@ -80,9 +80,10 @@ KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const flo
 }
 
 // What is added to a run's cells, where anything is.
-KRYPTON_INLINE void read_residual(const Convolution& conv, const Runs& run, const float** cells) {
+template <typename T>
+KRYPTON_INLINE void read_residual(const Convolution& conv, const Runs& run, const T** cells) {
   if (conv.residual) {
-    const Row row = view(*conv.residual, run.window, run.plane).row(run.row);
+    const Row<T> row = view<T>(*conv.residual, run.window, run.plane).row(run.row);
     for (int64_t t = 0; t < run.count; ++t) {
       cells[t] = row.at(run.column + t);
     }

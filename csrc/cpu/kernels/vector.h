@@ -15,6 +15,22 @@ namespace {
 
 typedef float Vector __attribute__((vector_size(KRYPTON_LANES * sizeof(float))));
 
+// The integers of a vector's lanes, or of a number, and those of half their size.
+template <typename V>
+struct Bits;
+
+template <>
+struct Bits<float> {
+  typedef uint32_t Type;
+  typedef uint16_t Short;
+};
+
+template <>
+struct Bits<Vector> {
+  typedef uint32_t Type __attribute__((vector_size(KRYPTON_LANES * sizeof(uint32_t))));
+  typedef uint16_t Short __attribute__((vector_size(KRYPTON_LANES * sizeof(uint16_t))));
+};
+
 constexpr int64_t kLanes = KRYPTON_LANES;
 constexpr int64_t kPanel = 2 * kLanes;
 constexpr int kRows = KRYPTON_ROWS;  // that fill the registers, two vectors each
