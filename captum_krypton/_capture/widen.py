@@ -31,7 +31,7 @@ def widen_convolutions(graph: Graph) -> None:
         if value is None:
             return None
         if value.id not in wide:
-            tensor: Tensor = graph.constants[value.id].float()
+            tensor: Tensor = graph.constants[value.id].detach().float()
             wide[value.id] = graph.new_value(tuple(tensor.shape), tensor.dtype)
             graph.constants[wide[value.id]] = tensor
         return Value(wide[value.id])

@@ -10,7 +10,7 @@
 namespace captum_krypton {
 namespace {
 
-// `count` channels from `channel`, at most a panel's.
+// `count` channels from `channel`, fewer than a panel's.
 template <typename T>
 KRYPTON_INLINE void finish_cells(const float* const* sums, int64_t units, int64_t count,
                                  const Finish<T>& finish, int64_t channel, T* const* out) {
@@ -32,28 +32,27 @@ struct Panel {
   const float* weight;
   int64_t channel, left;
 
-  // The panel's first vectors. Sums that do not fill them all, or are stored in another type, go
-  // through `sums` to the output.
+  // The panel's first vectors. Sums that do not fill them all are finished one by one.
   template <int Rows, int Vectors, typename T>
   KRYPTON_INLINE void run(int64_t units, float* const* sums, const Finish<T>& finish,
                           T* const* out) const {
-    if constexpr (!kWidens<T>) {
-      if (left >= Vectors * kLanes) {
-        for_rows<Rows>(
-            0, units,
-            MultiplyCells<Vectors, true>{cells, taps, depth, offset, weight, out, finish, channel});
-        return;
-      }
+    if (left >= Vectors * kLanes) {
+      for_rows<Rows>(0, units,
+                     MultiplyCells<Vectors, true, T>{cells, taps, depth, offset, weight, sums, out,
+                                                     finish, channel});
+      return;
     }
     sum<Rows, Vectors>(units, sums);
-    finish_cells(sums, units, least(left, Vectors * kLanes), finish, channel, out);
+    finish_cells(sums, units, left, finish, channel, out);
   }
 
  private:
+  // A function of its own, for all storages.
   template <int Rows, int Vectors>
   __attribute__((noinline)) void sum(int64_t units, float* const* sums) const {
     for_rows<Rows>(0, units,
-                   MultiplyCells<Vectors, false>{cells, taps, depth, offset, weight, sums, {}, 0});
+                   MultiplyCells<Vectors, false, float>{cells, taps, depth, offset, weight, sums,
+                                                        sums, {}, 0});
   }
 };
 
