@@ -96,6 +96,21 @@ def test_maps_over_one_and_three_axes(axes: int, dtype: torch.dtype) -> None:
     check(model, x, sliding_window_shapes=(2, *[side] * axes), strides=(2, *[side // 2] * axes))
 
 
+def test_means_do_not_overflow() -> None:
+    """Sums of nine such numbers are infinite in float16."""
+    mean = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    model = nn.Sequential(nn.MaxPool2d(2), mean, nn.MaxPool2d(2), nn.Flatten())
+    x = (30000 * torch.rand(1, 16, 24, 24) + 20000).half()
+    heat = KryptonOcclusion(model).heatmap(
+        x, sliding_window_shapes=(16, 6, 6), strides=(16, 3, 3), target=7
+    )
+    assert heat.report.path == "incremental"
+    naive = Occlusion(model).attribute(
+        x, sliding_window_shapes=(16, 6, 6), strides=(16, 3, 3), target=7
+    )
+    torch.testing.assert_close(heat.attribution(), naive.float(), rtol=0, atol=100.0)
+
+
 @pytest.mark.skipif(panel_size() == 0, reason="needs the compiled kernels")
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "convnext_atto"])

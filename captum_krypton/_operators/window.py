@@ -217,33 +217,39 @@ def _adaptive(
 
 
 class _AveragePooling(_Pooling):
-    """Sums of the block divided by the number of cells that count at each output."""
+    """Means of the block, corrected where fewer cells count: sums may be too large for 16 bits."""
 
     counts: list[np.ndarray[Any, Any] | None]
     divisor: int | None = None
 
     def step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
-        area = math.prod(self.kernel)
-        divisors = [
-            (dim, group.per_row(axis, torch.from_numpy(_windows_of(counts, box))))
+        pooled = self.pooled(group, maximum=False, divisor=self.divisor or math.prod(self.kernel))
+        factors = [
+            (dim, group.per_row(axis, torch.from_numpy(self._factors(dim, counts, box))))
             for axis, (dim, box) in enumerate(zip(self.dims, boxes, strict=True))
             if dim is not None
             and box is not None
             and (counts := self.counts[dim - self.lead]) is not None
         ]
-        if not divisors:
-            return self.pooled(group, maximum=False, divisor=self.divisor or area)
-        rest = area // math.prod(self.kernel[dim - self.lead] for dim, _ in divisors)
-        pooled = self.pooled(group, maximum=False, divisor=rest)
+        if not factors:
+            return pooled
+        dtype = torch.promote_types(self.view.graph.dtypes[self.source], torch.float32)
 
         def step(frame: Frame) -> Tensor:
-            total = pooled(frame)
-            for dim, table in divisors:
-                total.div_(along(frame.of(table), dim, total.dim()).to(total.dtype))
-            return total
+            mean = pooled(frame)
+            for dim, table in factors:
+                mean.mul_(along(frame.of(table), dim, mean.dim()).to(dtype))
+            return mean
 
         return step
+
+    def _factors(
+        self, dim: int, counts: np.ndarray[Any, Any], box: Box
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        made: np.ndarray[Any, np.dtype[np.float64]]
+        made = self.kernel[dim - self.lead] / _windows_of(counts, box)
+        return made
 
 
 def _windows_of(counts: np.ndarray[Any, Any], box: Box) -> np.ndarray[Any, Any]:
