@@ -144,7 +144,8 @@ constexpr int64_t read_width(const Call& call, int64_t units) {
 }
 
 // Floats of scratch for `units` units of a direct convolution: pointers to the cells that they read
-// and write, the sums of a panel, and where cells are widened, these and pointers to those of a row.
+// and write, the sums of a panel, and where cells are widened, these and pointers to those of a
+// row.
 constexpr int64_t direct_scratch(const Convolution& conv, int64_t units, int64_t panel,
                                  bool widens) {
   const int64_t taps = conv.kernel[0] * conv.kernel[1] * conv.kernel[2];

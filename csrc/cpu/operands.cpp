@@ -142,14 +142,8 @@ Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Te
 
 Output Written::output() const {
   const Axes size = axes_of(out);
-  return {out.mutable_data_ptr(),
-          out.size(0),
-          size[0],
-          size[1],
-          size[2],
-          out.size(1),
-          extent.data(),
-          before.data()};
+  return {out.mutable_data_ptr(), out.size(0),  size[0], size[1], size[2], out.size(1),
+          extent.data(),          before.data()};
 }
 
 Written allocate(const Tensor& like, int64_t windows, int64_t channels,

@@ -36,7 +36,7 @@ void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scrat
   for (Runs run(conv.out, begin, end); run.count; run.next()) {
     read_residual(conv, run, residual);
     const Finish<T> finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high,
-                        conv.activation};
+                           conv.activation};
     run_columns(columns(conv, run, cells), run.count,
                 Depthwise<T>{conv.weight, finish, conv.out.channels});
   }

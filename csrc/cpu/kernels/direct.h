@@ -51,8 +51,8 @@ struct Panel {
   template <int Rows, int Vectors>
   __attribute__((noinline)) void sum(int64_t units, float* const* sums) const {
     for_rows<Rows>(0, units,
-                   MultiplyCells<Vectors, false, float>{cells, taps, depth, offset, weight, sums,
-                                                        sums, {}, 0});
+                   MultiplyCells<Vectors, false, float>{
+                       cells, taps, depth, offset, weight, sums, sums, {}, 0});
   }
 };
 
@@ -62,7 +62,9 @@ class Cells {
  public:
   // `room`: for pointers to the columns of a row, at most `most`, and for their numbers.
   KRYPTON_INLINE Cells(float* room, int64_t most, int64_t channels)
-      : found_(reinterpret_cast<const float**>(room)), room_(room + 2 * most), channels_(channels) {}
+      : found_(reinterpret_cast<const float**>(room)),
+        room_(room + 2 * most),
+        channels_(channels) {}
 
   KRYPTON_INLINE void begin_row(int64_t columns) {
     for (int64_t k = 0; k < columns; ++k) {
@@ -143,7 +145,7 @@ void direct(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
     }
   }
   const Finish<T> finish{conv.bias, conv.residual ? residual : nullptr, conv.low, conv.high,
-                      conv.activation};
+                         conv.activation};
   const float* weight = conv.weight;
   for (int64_t group = 0; group < conv.groups; ++group) {
     const int64_t offset = group * depth;

@@ -46,8 +46,7 @@ struct DirectRow {
     float rest[Outputs][Channels] = {};
     for (int64_t tap = 0; tap < taps; ++tap, weight += channels) {
       const int64_t row = tap / columns;
-      const T* const* const read =
-          cells + row / rows * plane + row % rows * pitch + tap % columns;
+      const T* const* const read = cells + row / rows * plane + row % rows * pitch + tap % columns;
       int64_t c = 0;
       for (; c + kLanes <= channels; c += kLanes) {
         Vector weights[Channels];

@@ -29,7 +29,7 @@ struct Row {
 // One plane of the volume as a window sees it.
 template <typename T>
 struct View {
-  Row<T> first;       // all rows are like it
+  Row<T> first;    // all rows are like it
   int64_t height;  // of the volume; none outside of it
   int64_t y;       // of the block's first row in the volume
   int64_t patch_y, patch_height;
@@ -69,10 +69,12 @@ KRYPTON_INLINE View<T> view(const Source& source, int64_t window, int64_t plane)
   }
   const int64_t base_plane = source.image[window] * source.depth + w;
   const int64_t patch_plane = window * source.patch_depth + p;
-  return {{static_cast<const T*>(source.base) + base_plane * source.height * source.width * source.channels,
+  return {{static_cast<const T*>(source.base) +
+               base_plane * source.height * source.width * source.channels,
            static_cast<const T*>(source.patch) +
                (patch_plane * source.patch_height * source.patch_width + skipped) * source.channels,
-           static_cast<const T*>(source.zeros), source.channels, read[2], source.width, offset[2] + skipped, columns},
+           static_cast<const T*>(source.zeros), source.channels, read[2], source.width,
+           offset[2] + skipped, columns},
           height,
           read[1],
           offset[1],
