@@ -74,7 +74,6 @@ def check(model: nn.Module, x: Tensor, **windows: Any) -> None:
         "squeezenet1_1",
         "densenet121",
         "mobilenet_v3_small",
-        "googlenet",
         "edgenext_xx_small",
     ],
 )
