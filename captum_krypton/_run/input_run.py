@@ -251,7 +251,8 @@ class InputRun:
 
     def map(self, scores: Tensor, report: Report) -> OcclusionMap:
         """The map with the outcomes of all windows, (N, windows, outputs...)."""
-        return map_of(self.grid, scores, self.untouched.reference, self.untouched.target, report)
+        reference = self._noise.reference(self.untouched.reference)
+        return map_of(self.grid, scores, reference, self.untouched.target, report)
 
     def report(self, statistics: RunStatistics) -> Report:
         """What is known of a run without its outcome."""
