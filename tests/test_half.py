@@ -54,9 +54,12 @@ class UNet(nn.Module):
         self.up = nn.Sequential(up, nn.BatchNorm2d(16), nn.LeakyReLU(0.2))
         self.head = nn.Conv2d(19, 2, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def dense(self, x: Tensor) -> Tensor:
         made = self.up(self.inner(self.down(x)))
-        return F.avg_pool2d(self.head(torch.cat([x, made], 1)), 8).flatten(1)
+        return self.head(torch.cat([x, made], 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.dense(x), 8).flatten(1)
 
 
 def trained(model: nn.Module, *size: int) -> nn.Module:
@@ -113,6 +116,28 @@ def test_maps_over_one_and_three_axes(axes: int, dtype: torch.dtype) -> None:
     side = {1: 8, 3: 4}[axes]
     x = torch.randn(1, *size).to(dtype)
     check(model, x, sliding_window_shapes=(2, *[side] * axes), strides=(2, *[side // 2] * axes))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("pixel", [(20, 30), (0, 0)])
+def test_windows_that_reach_nothing_change_nothing(
+    pixel: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """They have the outcome that drops are taken from, which is not the forward function's."""
+    torch.manual_seed(0)
+    model = UNet()
+    trained(model, 3, SIDE, SIDE).to(dtype)
+    x = torch.randn(2, 3, SIDE, SIDE).to(dtype)
+    windows: Any = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 4, 4), "target": (1, *pixel)}
+    wide = copy.deepcopy(model).double()
+    expected = KryptonOcclusion(wide.dense).attribute(x.double(), **windows).double()
+    heat = KryptonOcclusion(model.dense).heatmap(x, **windows)
+    assert heat.report.windows_unreached > 200
+    made = heat.attribution()
+    assert (expected == 0).any()
+    assert (made[expected == 0] == 0).all()
+    naive = Occlusion(model.dense).attribute(x, **windows)
+    assert error(made, expected) <= 1.5 * error(naive, expected)
 
 
 def test_means_do_not_overflow() -> None:

@@ -47,10 +47,9 @@ class Noise:
     ) -> None:
         self.output, self._select, self._rounding = output, select, rounding
         self.error = 0.0
-        self._own: dict[tuple[int, int], Tensor] = {}  # outcomes, by the images
 
-    def see(self, images: slice, output: Tensor) -> None:
-        """Takes the graph's output for some of the images."""
+    def see(self, images: slice, output: Tensor) -> Tensor:
+        """Takes the graph's output for some of the images, and gives its outcomes."""
         expected = self.output[images]
         if output.shape != expected.shape or output.dtype != expected.dtype:
             raise Stale("the graph's output has another shape or type than the forward's")
@@ -70,20 +69,7 @@ class Noise:
                 f"from the forward function's (allowed: {allowed.flatten()[worst]:.3g})"
             )
         self.error = max(self.error, difference(ours, theirs))
-        self._own[images.start, images.stop] = ours
-
-    def reference(self, outcome: Tensor) -> Tensor:
-        """What the outcomes of windows are held against, where the forward function has `outcome`.
-
-        In 16 bits that is the graph's own outcome, as far as it has been seen: what is rounded
-        otherwise than in the forward function is the same in the windows, and no drop.
-        """
-        if outcome.dtype not in _LOOSE_OF:
-            return outcome
-        reference = outcome.clone()
-        for (start, stop), ours in self._own.items():
-            reference[start:stop] = ours.reshape(reference[start:stop].shape)
-        return reference
+        return ours
 
 
 def rounding_of(
