@@ -38,7 +38,7 @@ def growing_maps(
         windows.runs.clear()
         setup += time.perf_counter() - check
     spent, resumed = 0.0, time.perf_counter()
-    reference = run.untouched.reference
+    reference = run.reference
     for found in growing(approximation, windows, plan, reference, 0):
         made = found.settled(plan, reference)
         spent += time.perf_counter() - resumed

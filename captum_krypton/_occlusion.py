@@ -62,7 +62,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             keeps the values of its last images and of a batch on the device from map to map.
         compile_pointwise: whether torch.compile makes one pass of what follows a convolution of
             PyTorch's own: bias, sum, activation and clamp; where it cannot, there is a warning. On
-            the CPU, the package's own kernels do that anyway for float32.
+            the CPU, the package's own kernels do that anyway, but for float64.
         projective_field_threshold: tau, in (0, 1] (Section 4.2): what a window changes is
             followed over at most this share of a volume's side. Below 1 maps are approximate.
         drill_down: which windows to run, the rest being interpolated (Section 4.3). Maps are

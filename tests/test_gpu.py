@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from captum_krypton import KryptonOcclusion, backend_info
 from captum_krypton._kernels import (
     ACTIVATIONS,
-    POOLED_ON_GPUS,
+    PATCH_TYPES,
     Patches,
     fastest_finish,
     gather_patches,
@@ -103,7 +103,7 @@ def test_volumes_beyond_32_bit_indices() -> None:
     assert result.flatten().tolist() == [2, 3, 4, 5, 6, 7, 0, 0]
 
 
-@pytest.mark.parametrize("dtype", POOLED_ON_GPUS)
+@pytest.mark.parametrize("dtype", PATCH_TYPES)
 @pytest.mark.parametrize("maximum", [True, False])
 @pytest.mark.parametrize("channels", [5, 32])
 def test_pooling(channels: int, maximum: bool, dtype: torch.dtype) -> None:

@@ -167,7 +167,7 @@ def make_maps(approximation: Approximation, run: InputRun, advance: Callable[[in
     maps, checked, macs = [], [], 0.0
     for images in execution.side_by_side():
         windows = Windows(executions, images, advance)
-        reference = run.untouched.reference[images]
+        reference = run.reference[images]
         made = approximate(approximation, windows, plan, reference)
         maps.append(made.settled(plan, reference))
         macs += windows.macs

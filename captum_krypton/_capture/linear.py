@@ -12,6 +12,7 @@ import torch
 
 from .graph import BatchInt, Graph, Node, Value, ValueId, is_pointwise, map_arguments
 from .scale import fold_scale
+from .widen import is_half, widen_convolutions
 
 __all__ = ["as_convolutions"]
 
@@ -24,20 +25,19 @@ def as_convolutions(graph: Graph) -> Graph:
     if not any(_acts_on_channels(graph, node) for node in graph.nodes):
         return graph
     rewritten = _Rewriting(graph).graph.dead_code_eliminated()
+    widen_convolutions(rewritten)
     _fold_scales(rewritten)
     return rewritten
 
 
 def _acts_on_channels(graph: Graph, node: Node) -> bool:
-    """Whether the operator is a linear layer on (N, H, W, C), in float32."""
+    """Whether the operator is a linear layer on (N, H, W, C) that kernels could run."""
     if node.name != "aten.linear":
         return False
     source, *constants = node.operands()
-    return (
-        _is_volume(graph, source)
-        and graph.dtypes[source] is torch.float32
-        and all(value in graph.constants for value in constants)
-    )
+    if not _is_volume(graph, source) or any(value not in graph.constants for value in constants):
+        return False
+    return graph.dtypes[source] is torch.float32 or is_half(graph, source, constants[0])
 
 
 def _is_volume(graph: Graph, value: ValueId) -> bool:

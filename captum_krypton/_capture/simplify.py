@@ -1,10 +1,10 @@
 """Rewrites a captured graph into one that is cheaper to run and means the same.
 
 Linear layers over a last dimension come back from the flattened products that ATen makes of them,
-and those over channels become convolutions. Batch norms with constant statistics are folded into
-the convolution before them, or become a scale and a shift. Of what only one index is read (a class
-token) the rest is not computed. Copies go, and views become reshapes, so that patches may have any
-memory layout.
+and those over channels become convolutions. Convolutions in 16 bits, on the CPU, get weights in
+float32. Batch norms with constant statistics are folded into the convolution before them, or become
+a scale and a shift. Of what only one index is read (a class token) the rest is not computed. Copies
+go, and views become reshapes, so that patches may have any memory layout.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .graph import BatchInt, Graph, Node, Value, ValueId, map_arguments
 from .linear import as_convolutions
 from .recorder import trains
 from .scale import fold_scale
+from .widen import is_half, widen_convolutions
 
 __all__ = ["simplified"]
 
@@ -45,6 +46,7 @@ def simplified(graph: Graph) -> Graph:
     _separate_rows(graph)
     _restore_linear(graph)
     _restore_bias(graph)
+    widen_convolutions(graph)
     _fold_batch_norms(graph)
     _scale_by_batch_norms(graph)
     graph = graph.dead_code_eliminated()  # such as the views of a restored layer: they read too
@@ -171,10 +173,13 @@ def _scale_by_batch_norms(graph: Graph) -> None:
         if not _is_scale(node) or any(users.get(v) for v in node.outputs[1:]):
             continue
         source, *statistics = node.operands()
-        dtype = graph.dtypes[source]
-        constant = all(v in graph.constants and graph.dtypes[v] is dtype for v in statistics)
-        if not constant or dtype not in (torch.float32, torch.float64):
-            continue  # those of other types are rounded in between
+        if any(v not in graph.constants for v in statistics):
+            continue
+        dtype = torch.float32 if is_half(graph, source, statistics[0]) else graph.dtypes[source]
+        if dtype not in (torch.float32, torch.float64):
+            continue  # a GPU's in 16 bits are rounded in between
+        if dtype is graph.dtypes[source] and any(graph.dtypes[v] is not dtype for v in statistics):
+            continue
         made = []
         for tensor in _affine(graph, node.bound()):
             made.append(Value(graph.new_value(tuple(tensor.shape), dtype)))

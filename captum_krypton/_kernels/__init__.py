@@ -24,19 +24,19 @@ from .convolve_patches import (
 )
 from .cuda_graph import CudaGraph, GraphPool, alike, capture_stream, graph_settings
 from .finish_block import compiled_finish, fastest_finish, plain_finish
-from .formats import in_channels_last
+from .formats import PATCH_TYPES, in_channels_last
 from .gather_patches import gather_patches
 from .join_block import join_block
 from .join_patches import join_patches
 from .loader import BackendInfo, KryptonBackendWarning, backend_info
 from .memory import trim
-from .pool_patches import POOLED_ON_GPUS, pool_patches
+from .pool_patches import pool_patches
 from .rates import Rates
 from .transposed_patches import pack_transposed, transposed_patches
 
 __all__ = [
     "ACTIVATIONS",
-    "POOLED_ON_GPUS",
+    "PATCH_TYPES",
     "BackendInfo",
     "CudaGraph",
     "GraphPool",

@@ -41,8 +41,14 @@ def activate(tensor: Tensor, activation: str, slope: Tensor | None = None) -> Te
 def scale_and_clamp(
     tensor: Tensor, scale: Tensor | None, shift: Tensor | None, low: float, high: float
 ) -> Tensor:
-    """`tensor * scale + shift`, clamped; `scale` and `shift` have a number for each channel."""
+    """`tensor * scale + shift`, clamped; `scale` and `shift` have a number for each channel.
+
+    They may have more bits than the tensor: the result is rounded once.
+    """
+    dtype = tensor.dtype
     if scale is not None and shift is not None:
         of_channels = (-1, *[1] * (tensor.dim() - 2))
-        tensor = torch.addcmul(shift.reshape(of_channels), tensor, scale.reshape(of_channels))
-    return tensor if (low, high) == (-math.inf, math.inf) else tensor.clamp(low, high)
+        wide = tensor.to(scale.dtype)
+        tensor = torch.addcmul(shift.reshape(of_channels), wide, scale.reshape(of_channels))
+    clamped = tensor if (low, high) == (-math.inf, math.inf) else tensor.clamp(low, high)
+    return clamped.to(dtype)

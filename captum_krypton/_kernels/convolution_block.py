@@ -66,18 +66,23 @@ def _convolution_block(
     activation: str = "none",
     slope: Tensor | None = None,
 ) -> Tensor:
+    wide = input.to(weight.dtype)
     if transposed:
         out: Tensor = torch.ops.aten.convolution.default(
-            input, weight, bias, stride, padding, dilation, True, output_padding, groups
+            wide, weight, bias, stride, padding, dilation, True, output_padding, groups
         )
     else:
-        out = convolve(input, weight, bias, stride, padding, dilation, groups)
-    return finish(out, residual, low, high, activation, slope)
+        out = convolve(wide, weight, bias, stride, padding, dilation, groups)
+    return finish(out, residual, low, high, activation, slope).to(input.dtype)
 
 
 library.impl("convolution_block", _convolution_block, "CompositeExplicitAutograd")
 convolution_block = torch.ops.captum_krypton.convolution_block.default
-"""Clamp(activation(convolution(input) + residual)), on whole volumes."""
+"""Clamp(activation(convolution(input) + residual)), on whole volumes.
+
+The input may have fewer bits than the weight: all is computed in the type of the weight, and
+rounded once.
+"""
 
 
 @register_flop_formula(torch.ops.captum_krypton.convolution_block)

@@ -224,7 +224,7 @@ def winograd_limit(base: Tensor, energy: Tensor) -> Tensor:
     """
     some = [slice(None), *(slice(None, None, max(1, n // _LEVELS)) for n in base.shape[2:])]
     cells = base.movedim(1, -1)[tuple(some)]
-    levels = (cells.square() @ energy).flatten(1)
+    levels = (cells.to(energy.dtype).square() @ energy).flatten(1)
     limits = []
     for level in levels:
         level = level[(level > 0) & level.isfinite()]
@@ -291,15 +291,15 @@ def convolve_patches(
     the kernel reads them where they lie.
 
     Args:
-        source: the convolution's input.
+        source: the convolution's input, any of `PATCH_TYPES`.
         read_offset: the first cell of each window's read-in block, (B, axes), int64; negative
             inside the leading padding.
         weight: from `pack_weight`.
-        bias: (K,), or None.
+        bias: (K,), float32, or None.
         size: the output patches' size along each axis, in cells.
         stride: the convolution's stride along each axis; None for 1.
         dilation: the convolution's dilation along each axis; None for 1.
-        residual: what is added to the output, of K channels; None for nothing.
+        residual: what is added to the output, of K channels and the input's type; None for nothing.
         output_offset: the first cell of each output patch in the residual's volume, (B, axes),
             int64.
         low: the least value of the output.
@@ -313,7 +313,7 @@ def convolve_patches(
         slope: for PReLU, what numbers up to 0 are multiplied by, (K,).
 
     Returns:
-        The output patches, (B, K, *size), float32, channels-last.
+        The output patches, (B, K, *size), channels-last, of the input's type.
     """
     loader.prepare()
     ones = [1] * len(size)

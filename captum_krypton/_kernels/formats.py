@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["in_channels_last", "empty_in_format", "is_channels_last"]
+__all__ = ["PATCH_TYPES", "in_channels_last", "empty_in_format", "is_channels_last"]
+
+PATCH_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What the compiled kernels convolve, pool and join: they compute in float32, and round once."""
 
 _NAMED = {4: torch.channels_last, 5: torch.channels_last_3d}
 

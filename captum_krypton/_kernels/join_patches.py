@@ -39,11 +39,12 @@ def join_patches(
     The cells of a block are those of `gather_patches`, with zeros outside of the volume.
 
     Args:
-        sources: the values whose channels are joined, of one size along one to three axes; `image`
-            is the same in all.
+        sources: the values whose channels are joined, of one size along one to three axes and one
+            type, any of `PATCH_TYPES`; `image` is the same in all.
         read_offset: the first cell of each window's block, (B, axes), int64.
-        scale: (K,), what the numbers of each channel of the output are multiplied by; None for 1.
-        shift: (K,), what is added to them then; None with `scale`.
+        scale: (K,), float32, what the numbers of each channel of the output are multiplied by;
+            None for 1.
+        shift: (K,), float32, what is added to them then; None with `scale`.
         size: the output patches' size along each axis, in cells.
         low: the least value of the output.
         high: the largest value of the output.
@@ -51,7 +52,7 @@ def join_patches(
             int64; the others hold anything. None for all.
 
     Returns:
-        The output patches, (B, K, *size), float32, channels-last.
+        The output patches, (B, K, *size), channels-last, of the values' type.
     """
     loader.prepare()
     result: Tensor = torch.ops.captum_krypton.join_patches.default(

@@ -12,9 +12,7 @@ from .convolve_patches import Patches
 from .formats import empty_in_format
 from .library import library
 
-__all__ = ["POOLED_ON_GPUS", "pool_patches"]
-
-POOLED_ON_GPUS = (torch.float32, torch.float16, torch.bfloat16)
+__all__ = ["pool_patches"]
 
 library.define(
     "pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset, "
@@ -42,7 +40,7 @@ def pool_patches(
     for max pooling and zero otherwise. The kernel reads them where they lie.
 
     Args:
-        source: the pooling's input, of one to three axes; on a GPU of two.
+        source: the pooling's input, any of `PATCH_TYPES`, of one to three axes; on a GPU of two.
         read_offset: the first cell of each window's read-in block, (B, axes), int64; negative
             inside the leading padding.
         size: the output patches' size along each axis, in cells.
@@ -55,7 +53,7 @@ def pool_patches(
             int64; the others hold anything. None for all.
 
     Returns:
-        The output patches, (B, C, *size), channels-last; float32, on a GPU any of `POOLED_ON_GPUS`.
+        The output patches, (B, C, *size), channels-last, of the input's type.
     """
     loader.prepare("cuda" if source.base.is_cuda else "cpu")
     dilation = [1] * len(kernel) if dilation is None else dilation

@@ -152,10 +152,12 @@ def convolve_patches(
     )
     groups = base.shape[1] // weight.shape[1]
     convolve = _CONVOLUTIONS[len(size)]
-    out = convolve(block, weight, bias, tuple(stride), 0, tuple(dilation), groups)
+    wide = block.to(weight.dtype)
+    out = convolve(wide, weight, bias, tuple(stride), 0, tuple(dilation), groups)
     residual = (residual_base, residual_patch, residual_offset, residual_extent)
     out = _add_residual(out, image, *residual, output_offset)
-    return in_channels_last(activate(out, ACTIVATIONS[activation], slope).clamp(low, high))
+    out = activate(out, ACTIVATIONS[activation], slope).clamp(low, high)
+    return in_channels_last(out.to(base.dtype))
 
 
 def _add_residual(
@@ -217,7 +219,9 @@ def transposed_patches(
     ]
     block = gather_patches(base, patch, image, patch_offset, first, read_size, 0.0, patch_extent)
     transposed = _TRANSPOSED[len(size)]
-    made = transposed(block, weight, None, tuple(stride), 0, 0, groups, tuple(dilation))
+    made = transposed(
+        block.to(weight.dtype), weight, None, tuple(stride), 0, 0, groups, tuple(dilation)
+    )
     none = made.new_empty(*made.shape[:2], *[0] * len(size))
     own = torch.arange(windows, device=image.device)
     skipped = output_offset + padded - first * steps
@@ -226,7 +230,8 @@ def transposed_patches(
         out = out + bias.reshape(-1, *[1] * len(size))
     residual = (residual_base, residual_patch, residual_offset, residual_extent)
     out = _add_residual(out, image, *residual, output_offset)
-    return in_channels_last(activate(out, ACTIVATIONS[activation], slope).clamp(low, high))
+    out = activate(out, ACTIVATIONS[activation], slope).clamp(low, high)
+    return in_channels_last(out.to(base.dtype))
 
 
 def pool_patches(

@@ -110,23 +110,24 @@ def transposed_patches(
     Cells of the input outside of its volume add nothing.
 
     Args:
-        source: the transposed convolution's input.
+        source: the transposed convolution's input, any of `PATCH_TYPES`.
         output_offset: the first cell of each output patch in the output's volume, (B, axes), int64.
         weight: from `pack_transposed`.
-        bias: (K,), or None.
+        bias: (K,), float32, or None.
         size: the output patches' size along each axis, in cells.
         padding: the transposed convolution's padding along each axis: cells that are missing in
             front of its output; None for 0.
-        residual: what is added to the output, of K channels; None for nothing.
+        residual: what is added to the output, of K channels and the input's type; None for nothing.
         low: the least value of the output.
         high: the largest value of the output.
         output_extent: how many cells of each output patch are computed, from its first, (B, axes),
             int64; the others hold anything. None for all.
         activation: one of `ACTIVATIONS`.
-        slope: for PReLU, what numbers up to 0 are multiplied by, (K,).
+        slope: for PReLU, what numbers up to 0 are multiplied by, (K,), float32.
 
     Returns:
-        The output patches, (B, K, *size), float32, channels-last; here K is that of all groups.
+        The output patches, (B, K, *size), channels-last, of the input's type; here K is that of all
+        groups.
     """
     loader.prepare()
     base, patch, _, offset, extent = (None,) * 5 if residual is None else residual

@@ -19,7 +19,7 @@ from .._kernels import (
     winograd_limit,
     winograd_sizes,
 )
-from .ending import Ending, has_constant_weight
+from .ending import Ending, has_constant_weight, kernels_read
 from .regions import Integers, Interval, Reach
 from .rule import Algorithm, Boxes, Frame, Group, Means, Rule, Step, View
 from .window import WindowRule, carries_axes
@@ -51,6 +51,10 @@ class _Convolution(WindowRule):
 
     def demand(self, axis: int, wanted: Interval | None) -> dict[ValueId, Interval]:
         return self.ending.demand(super().demand(axis, wanted), wanted)
+
+    def can_have_kernel(self, means: Means) -> bool:
+        read = kernels_read(self.view, self.source, self.weight)
+        return read and super().can_have_kernel(means)
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         """CapturedModel kernels where there are, by Winograd's algorithm where that costs less."""
@@ -123,15 +127,16 @@ class _Convolution(WindowRule):
         added: Callable[[Frame], Tensor] | None,
     ) -> Step:
         """PyTorch's own convolution of blocks, and what follows it."""
-        weight = group.constant(self.weight)
+        weight, dtype = group.constant(self.weight), self.view.graph.dtypes[self.source]
         bias, finished = self.ending.by_torch(group, weight, added)
         stride, dilation, groups, none = self.stride, self.dilation, self.groups, [0] * len(padding)
 
         def step(frame: Frame) -> Tensor:
             out: Tensor = aten.convolution.default(
-                block(frame), weight, bias, stride, padding, dilation, False, none, groups
+                *(block(frame).to(weight.dtype), weight, bias),
+                *(stride, padding, dilation, False, none, groups),
             )
-            return finished(out, frame)
+            return finished(out, frame).to(dtype)
 
         return step
 

@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._capture import Node, Value, ValueId
-from .._kernels import compiled_finish, fastest_finish, plain_finish
+from .._kernels import PATCH_TYPES, compiled_finish, fastest_finish, plain_finish
 from .regions import Interval, Reach, hull, union
 from .rule import Boxes, Frame, Group, Kind, View
 
-__all__ = ["Ending", "has_constant_weight"]
+__all__ = ["Ending", "has_constant_weight", "kernels_read"]
 
 
 class Ending:
@@ -120,6 +121,12 @@ def has_constant_weight(node: Node, view: View) -> bool:
             if view.kinds[named[name].id] is not wanted:
                 return False
     return True
+
+
+def kernels_read(view: View, source: ValueId, weight: ValueId) -> bool:
+    """Whether compiled kernels take a convolution's input and its weight, by their types."""
+    dtypes = view.graph.dtypes
+    return dtypes[source] in PATCH_TYPES and dtypes[weight] is torch.float32
 
 
 def _constant(group: Group, value: ValueId | None) -> Tensor | None:

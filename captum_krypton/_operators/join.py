@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .._capture import Node, ValueId
-from .._kernels import cat_in_arena, join_patches
+from .._kernels import PATCH_TYPES, cat_in_arena, join_patches
 from .rule import (
     Algorithm,
     Boxes,
@@ -37,11 +36,15 @@ class _Joining(PatchRule):
     def __init__(self, node: Node, view: View, dims: Dims, sources: list[ValueId]) -> None:
         super().__init__(node, view, dims)
         self.sources = sources
-        self._for_kernels = dims in ((2,), (2, 3), (2, 3, 4)) and all(
-            view.kinds[value] is Kind.LOCAL
-            and view.graph.dtypes[value] is torch.float32
-            and len(view.shape(value)) == len(dims) + 2
-            for value in sources
+        types = {view.graph.dtypes[value] for value in sources}
+        one_type = len(types) == 1 and types.issubset(PATCH_TYPES)
+        self._for_kernels = (
+            one_type
+            and dims in ((2,), (2, 3), (2, 3, 4))
+            and all(
+                view.kinds[value] is Kind.LOCAL and len(view.shape(value)) == len(dims) + 2
+                for value in sources
+            )
         )
 
     def inherits(self) -> ValueId | None:

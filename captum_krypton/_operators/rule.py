@@ -97,7 +97,7 @@ class Means:
 
     Attributes:
         rates: seconds for the machine's operations.
-        cpu_kernels: whether float32 patches have the layout and the device of the compiled kernels.
+        cpu_kernels: whether patches have the layout and the device of the compiled kernels.
         winograd: whether convolutions may run by Winograd's algorithm.
         gpu_pooling: whether patches have the layout and the device of a GPU's kernel for pooling.
     """

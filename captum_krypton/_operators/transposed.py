@@ -11,7 +11,7 @@ from torch import Tensor
 from .._capture import Node, ValueId
 from .._kernels import pack_transposed, transposed_patches
 from .convolution import in_panels
-from .ending import Ending, has_constant_weight
+from .ending import Ending, has_constant_weight, kernels_read
 from .regions import Box, Interval, Reach, bounded
 from .rule import Algorithm, Boxes, Frame, Group, Means, Rule, Step, View
 from .window import carries_axes
@@ -36,7 +36,7 @@ class _TransposedRule(Rule):
         self.kernel = view.shape(self.weight)[2:]
         every = tuple(range(2, len(view.shape(self.source))))
         # Where these run, patches are ragged, which PyTorch's operator could not read.
-        self.ragged = self.dims == every and view.graph.dtypes[self.source] is torch.float32
+        self.ragged = self.dims == every and kernels_read(view, self.source, self.weight)
 
     def _geometry(self, axis: int) -> tuple[int, int, int]:
         dim = self.dims[axis]
@@ -134,6 +134,7 @@ class _TransposedRule(Rule):
     def _torch_step(self, group: Group) -> Step:
         named, boxes = self.named, group.boxes(self.outputs[0])
         weight, residual = group.constant(self.weight), self.ending.residual
+        dtype = self.view.graph.dtypes[self.source]
         added = None if residual is None else group.read(residual, boxes)
         bias, finished = self.ending.by_torch(group, weight, added)
         reads = self._reads(boxes)
@@ -153,7 +154,7 @@ class _TransposedRule(Rule):
 
         def step(frame: Frame) -> Tensor:
             out: Tensor = aten.convolution.default(
-                read(frame),
+                read(frame).to(weight.dtype),
                 weight,
                 bias,
                 named["stride"],
@@ -165,7 +166,7 @@ class _TransposedRule(Rule):
             )
             for dim, start, size in crops:
                 out = out.narrow(dim, start, size)
-            return finished(out, frame)
+            return finished(out, frame).to(dtype)
 
         return step
 

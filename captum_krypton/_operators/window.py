@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._capture import Node, ValueId
-from .._kernels import POOLED_ON_GPUS, pool_patches
+from .._kernels import PATCH_TYPES, pool_patches
 from .regions import Box, Interval, Reach, window_demand, window_reach, window_read
 from .rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View, along
 
@@ -81,9 +81,9 @@ class WindowRule(Rule):
 
     def can_have_kernel(self, means: Means) -> bool:
         """Whether a compiled kernel can read this operator's input where it lies."""
-        float32 = self.view.graph.dtypes[self.source] is torch.float32
+        stored = self.view.graph.dtypes[self.source] in PATCH_TYPES
         rank = len(self.view.shape(self.source))
-        return means.cpu_kernels and float32 and self.dims == tuple(range(self.lead, rank))
+        return means.cpu_kernels and stored and self.dims == tuple(range(self.lead, rank))
 
     def block(self, group: Group) -> Callable[[Frame], Tensor]:
         """Algorithm 1: the read-in block of every window."""
@@ -121,12 +121,12 @@ class _Pooling(WindowRule):
         return flat if idle else 0
 
     def can_have_kernel(self, means: Means) -> bool:
-        float32 = self.view.graph.dtypes[self.source] is torch.float32
+        if self.view.graph.dtypes[self.source] not in PATCH_TYPES:
+            return False
         axes = tuple(range(2 + self._flat, len(self.view.shape(self.source))))
-        if means.cpu_kernels and float32 and self.dims == axes:
+        if means.cpu_kernels and self.dims == axes:
             return True
-        dtype = self.view.graph.dtypes[self.source]
-        return means.gpu_pooling and self.dims == (2, 3) and dtype in POOLED_ON_GPUS
+        return means.gpu_pooling and self.dims == (2, 3)
 
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float]:
         channels = self.view.shape(self.source)[1]
@@ -225,33 +225,39 @@ def _adaptive(
 
 
 class _AveragePooling(_Pooling):
-    """Sums of the block divided by the number of cells that count at each output."""
+    """Means of the block, corrected where fewer cells count: sums may be too large for 16 bits."""
 
     counts: list[np.ndarray[Any, Any] | None]
     divisor: int | None = None
 
     def step(self, group: Group) -> Step:
         boxes = group.boxes(self.outputs[0])
-        area = math.prod(self.kernel)
-        divisors = [
-            (dim, group.per_row(axis, torch.from_numpy(_windows_of(counts, box))))
+        pooled = self.pooled(group, maximum=False, divisor=self.divisor or math.prod(self.kernel))
+        factors = [
+            (dim, group.per_row(axis, torch.from_numpy(self._factors(dim, counts, box))))
             for axis, (dim, box) in enumerate(zip(self.dims, boxes, strict=True))
             if dim is not None
             and box is not None
             and (counts := self.counts[dim - self.lead]) is not None
         ]
-        if not divisors:
-            return self.pooled(group, maximum=False, divisor=self.divisor or area)
-        rest = area // math.prod(self.kernel[dim - self.lead] for dim, _ in divisors)
-        pooled = self.pooled(group, maximum=False, divisor=rest)
+        if not factors:
+            return pooled
+        dtype = torch.promote_types(self.view.graph.dtypes[self.source], torch.float32)
 
         def step(frame: Frame) -> Tensor:
-            total = pooled(frame)
-            for dim, table in divisors:
-                total.div_(along(frame.of(table), dim, total.dim()).to(total.dtype))
-            return total
+            mean = pooled(frame)
+            for dim, table in factors:
+                mean.mul_(along(frame.of(table), dim, mean.dim()).to(dtype))
+            return mean
 
         return step
+
+    def _factors(
+        self, dim: int, counts: np.ndarray[Any, Any], box: Box
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        made: np.ndarray[Any, np.dtype[np.float64]]
+        made = self.kernel[dim - self.lead] / _windows_of(counts, box)
+        return made
 
 
 def _windows_of(counts: np.ndarray[Any, Any], box: Box) -> np.ndarray[Any, Any]:

@@ -28,7 +28,7 @@ def fused(analysis: Analysis) -> Graph:
     local = [
         node for node, rule in zip(graph.nodes, analysis.rules, strict=True) if rule is not None
     ]
-    convolutions = [node for node in local if node.name == "aten.convolution"]
+    convolutions = [node for node in local if _is_convolution(node)]
     # The dearer of two that are added gets the sum.
     convolutions.sort(key=lambda node: -multiply_accumulates(graph, node))
     users = graph.users()
@@ -49,6 +49,10 @@ def fused(analysis: Analysis) -> Graph:
         if id(node) in blocks or id(node) not in gone
     ]
     return Graph(left, graph.inputs, graph.output, graph.shapes, graph.dtypes, graph.constants)
+
+
+def _is_convolution(node: Node) -> bool:
+    return node.name == "aten.convolution" or node.op is convolution_block
 
 
 def _convolution(
@@ -78,7 +82,8 @@ def _convolution(
         graph.constants[slope.id] = slopes
         chain.append(user)
     added = None if residual is None else Value(residual)
-    arguments = (*node.bound().values(), added, low, high, activation, slope)
+    call = list(node.bound().values())[:9]  # those of `aten::convolution`, of a block, too
+    arguments = (*call, added, low, high, activation, slope)
     return Node(convolution_block, arguments, {}, chain[-1].outputs), chain
 
 
@@ -168,11 +173,13 @@ def _slopes(graph: Graph, convolution: Node, node: Node) -> Tensor | None:
     slope = None
     if node.name == "aten._prelu_kernel":
         slope = graph.constants.get(node.operands()[1])
-    if slope is None or slope.numel() not in (1, channels) or slope.dtype is not like.dtype:
+    if slope is None or slope.numel() not in (1, channels):
+        return None
+    if torch.promote_types(slope.dtype, like.dtype) is not like.dtype:
         return None
     if slope.numel() > 1 and slope.shape[1] != channels:
         return None
-    return slope.detach().reshape(-1).expand(channels).contiguous()
+    return slope.detach().to(like.dtype).reshape(-1).expand(channels).contiguous()
 
 
 def _bounds(node: Node) -> tuple[float, float] | None:

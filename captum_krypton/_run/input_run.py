@@ -65,6 +65,12 @@ class InputRun:
         settings: how maps are made.
         threshold: the projective field threshold; 1 is exact.
         timed: whether operators are timed one by one.
+
+    Attributes:
+        reference: what the outcomes of windows are held against, (N, outputs...): those of the
+            untouched inputs. In 16 bits they are the graph's own from when its base is made: what
+            is rounded otherwise than in the forward function is the same in the windows, and no
+            drop.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class InputRun:
         self.part = self.model.part(call, position, self.target) if narrows else None
         if self.part is not None:
             self.target = part_target(self.target, self.part, tuple(output.shape[1:]))
+        self.reference = untouched.reference.clone()
         self._noise = Noise(self._in_part(output), self._outcome, self._rounding)
 
     @property
@@ -121,8 +128,8 @@ class InputRun:
             tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
             baseline,
             lambda rows, image: _select_targets(rows, row_target(target, image)),
-            self.untouched.reference,
-            on_base=self._noise.see,
+            self.reference,
+            on_base=self._see,
             replays=model.replays if replayed else None,
         )
         if self.timed and self.device.type == "cuda":
@@ -139,6 +146,11 @@ class InputRun:
         return baseline.to(tensor.dtype).broadcast_to(rows, *tensor.shape[1:])
 
     # --- the check of a plan's first map
+
+    def _see(self, images: slice, output: Tensor) -> None:
+        own, place = self._noise.see(images, output), self.reference[images]
+        if place.dtype in (torch.float16, torch.bfloat16):
+            place.copy_(own.reshape(place.shape))
 
     def _in_part(self, output: Tensor) -> Tensor:
         """The part of the forward function's output that the graph computes."""
@@ -247,11 +259,12 @@ class InputRun:
             f"{pace.together:.3g} against {pace.by_plan:.3g} s a window"
         )
         report = naive_report("naive", reason, self.grid.total, size, call, started, setup)
-        return self.map(scores.movedim(0, 1), report)
+        reference, target = self.untouched.reference, self.untouched.target
+        return map_of(self.grid, scores.movedim(0, 1), reference, target, report)
 
     def map(self, scores: Tensor, report: Report) -> OcclusionMap:
-        """The map with the outcomes of all windows, (N, windows, outputs...)."""
-        return map_of(self.grid, scores, self.untouched.reference, self.untouched.target, report)
+        """The map with the outcomes of all windows by a plan, (N, windows, outputs...)."""
+        return map_of(self.grid, scores, self.reference, self.untouched.target, report)
 
     def report(self, statistics: RunStatistics) -> Report:
         """What is known of a run without its outcome."""
@@ -273,7 +286,7 @@ class InputRun:
 
     def unread(self, seconds: float) -> OcclusionMap:
         """The map of an input that the outcome does not depend on: no window changes anything."""
-        reference, total = self.untouched.reference, self.grid.total
+        reference, total = self.reference, self.grid.total
         rows = reference[:, None].expand(-1, total, *reference.shape[1:]).clone()
         report = Report(
             "incremental",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .._kernels import in_channels_last
+from .._kernels import PATCH_TYPES, in_channels_last
 from .._operators import Dims
 
 __all__ = ["from_block", "in_layout", "prefers_channels_last", "to_block"]
@@ -13,9 +12,7 @@ __all__ = ["from_block", "in_layout", "prefers_channels_last", "to_block"]
 
 def prefers_channels_last(tensor: Tensor) -> bool:
     """Whether kernels for tensors of this kind are faster with channels last."""
-    if tensor.device.type == "cpu":
-        return tensor.dtype in (torch.float32, torch.bfloat16)
-    return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return tensor.dtype in PATCH_TYPES
 
 
 def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
@@ -25,7 +22,7 @@ def in_layout(tensor: Tensor, channels_last: bool) -> Tensor:
     """
     last = tensor.dim() in (4, 5)
     if tensor.dim() == 3:
-        last = tensor.device.type == "cpu" and tensor.dtype is torch.float32
+        last = tensor.device.type == "cpu" and tensor.dtype in PATCH_TYPES
     return in_channels_last(tensor) if channels_last and last else tensor.contiguous()
 
 

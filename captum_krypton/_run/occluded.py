@@ -35,9 +35,7 @@ class OccludedPatches:
     def _masks(self) -> Iterator[tuple[int, Tensor]]:
         """For each dimension that a window does not cover all of in its patch: where it does."""
         group, plan = self.group, self.group.plan
-        for axis, (dim, box) in enumerate(
-            zip(plan.axes, group.boxes(self.value), strict=True)
-        ):
+        for axis, (dim, box) in enumerate(zip(plan.axes, group.boxes(self.value), strict=True)):
             assert box is not None
             window = plan.grid.along(dim).segment(group.planned.segments[axis])
             cell = box.offset[:, None] + np.arange(box.size)

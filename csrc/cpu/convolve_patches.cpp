@@ -54,11 +54,12 @@ int64_t tiles_in_block(int64_t points, int64_t depth) {
   return points <= group_points(4) ? 4 * tiles : tiles;  // of one axis or of two
 }
 
-Work<Convolution> winograd_work(const Convolution& conv, const Kernels& found, int64_t tiles) {
+Work<Convolution> winograd_work(const Convolution& conv, Storage storage, const Kernels& found,
+                                int64_t tiles) {
   const int64_t points = winograd_points(conv.kernel);
   const int64_t depth = winograd_depth(conv.kernel, conv.source.channels);
   const int64_t block = even_block(tiles, tiles_in_block(points, depth));
-  return {found.winograd, tiles, block,
+  return {found.of[static_cast<size_t>(storage)].winograd, tiles, block,
           winograd_scratch(points, block, depth, conv.out.channels, found.panel)};
 }
 
@@ -151,9 +152,9 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                          {steps[0], steps[1], steps[2]},
                          {spread[0], spread[1], spread[2]}};
   if (winograd) {
-    run(conv, winograd_work(conv, found, static_cast<int64_t>(tiles.size())));
+    run(conv, winograd_work(conv, held.storage, found, static_cast<int64_t>(tiles.size())));
   } else {
-    run(conv, direct_work(conv, depthwise, narrow, found));
+    run(conv, direct_work(conv, held.storage, depthwise, narrow, found));
   }
   return written.out;
 }

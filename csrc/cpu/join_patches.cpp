@@ -26,7 +26,9 @@ Tensor join_patches(std::vector<Tensor> bases, std::vector<Tensor> patches, Tens
   std::vector<Source> sources;
   int64_t channels = 0;
   for (size_t i = 0; i < count; ++i) {
-    STD_TORCH_CHECK(bases[i].dim() == bases[0].dim(), "bases differ in their window axes");
+    STD_TORCH_CHECK(
+        bases[i].dim() == bases[0].dim() && bases[i].scalar_type() == bases[0].scalar_type(),
+        "bases differ in their window axes or types");
     STD_TORCH_CHECK(patches[i].dim() == bases[0].dim() && patches[i].size(0) == read_offset.size(0),
                     "patches have rows for other windows than read_offset");
     held.push_back(
@@ -36,6 +38,7 @@ Tensor join_patches(std::vector<Tensor> bases, std::vector<Tensor> patches, Tens
   for (const Held& each : held) {
     sources.push_back(each.source());
   }
+  const auto storage = static_cast<size_t>(held[0].storage);
   STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift come together");
   const float* const scales = numbers_of("scale or shift", scale, channels);
   const float* const shifts = numbers_of("scale or shift", shift, channels);
@@ -46,7 +49,7 @@ Tensor join_patches(std::vector<Tensor> bases, std::vector<Tensor> patches, Tens
   const Joining call{sources.data(),          static_cast<int64_t>(count), scales,          shifts,
                      static_cast<float>(low), static_cast<float>(high),    written.output()};
   const int64_t cells = written.cells();
-  run(call, Work<Joining>{found.join, cells, even_block(cells, kCellsInBlock), 0});
+  run(call, Work<Joining>{found.of[storage].join, cells, even_block(cells, kCellsInBlock), 0});
   return written.out;
 }
 

@@ -9,15 +9,20 @@
 
 namespace captum_krypton {
 
+// How the numbers of volumes and patches lie in memory. Kernels compute in float: they widen what
+// they read, and round what they write once, to nearest even. All other numbers are float.
+enum class Storage { kFloat, kBfloat16, kHalf };
+constexpr int kStorages = 3;
+
 // All that is said of axes is of three: depth, height and width. Where a call has two window axes,
 // the depth is 1, and where it has one, the height is 1 too.
 
 // The volumes that windows read: a patch inside its box, the base around it, zeros outside of the
 // volume. Channels are last: the channels of a cell lie side by side.
 struct Source {
-  const float* base;
-  const float* patch;
-  const float* zeros;           // as many as there are channels
+  const void* base;
+  const void* patch;
+  const void* zeros;            // as many as there are channels
   const int64_t* image;         // row of the base, by window
   const int64_t* patch_offset;  // first cell of the patch, (windows, 3)
   const int64_t* patch_extent;  // cells of the patch that hold values, from its first, (windows, 3)
@@ -33,7 +38,7 @@ struct Source {
 
 // What a call computes: of every window's patch the first cells along all axes, and no others.
 struct Output {
-  float* data;  // (windows, depth, height, width, channels)
+  void* data;  // (windows, depth, height, width, channels)
   int64_t windows;
   int64_t depth;
   int64_t height;
@@ -111,16 +116,9 @@ struct Joining {
   Output out;
 };
 
-// The kernels of one instruction set. Each computes the units [begin, end) of the output, with
-// `scratch` floats of memory of its own.
-struct Kernels {
-  const char* name;
-  // Output channels that a panel of packed weights holds.
-  int64_t panel;
-
-  // Channels that Winograd's algorithm needs at least, of input and output.
-  int64_t lanes;
-
+// The kernels of one instruction set for one storage. Each computes the units [begin, end) of the
+// output, with `scratch` floats of memory of its own.
+struct StorageKernels {
   // Units are tiles; strides and dilations are 1. weight: (points, panels, groups, channels,
   // panel).
   void (*winograd)(const Convolution&, int64_t begin, int64_t end, float* scratch);
@@ -137,24 +135,46 @@ struct Kernels {
   void (*join)(const Joining&, int64_t begin, int64_t end, float* scratch);
 };
 
+// The kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  // Output channels that a panel of packed weights holds.
+  int64_t panel;
+
+  // Channels that Winograd's algorithm needs at least, of input and output.
+  int64_t lanes;
+
+  StorageKernels of[kStorages];
+};
+
 // Whether a convolution has so few output channels that most lanes of a panel would be idle.
 constexpr bool is_narrow(int64_t groups, int64_t out_channels, int64_t panel) {
   return groups == 1 && 8 * out_channels <= panel;
 }
 
+// Columns from the first to the last that so many units side by side read.
+template <typename Call>
+constexpr int64_t read_width(const Call& call, int64_t units) {
+  const int64_t taps = call.kernel[2];
+  return taps ? (units - 1) * call.stride[2] + (taps - 1) * call.dilation[2] + 1 : 0;
+}
+
 // Floats of scratch for `units` units of a direct convolution: pointers to the cells that they read
-// and write, and the sums of a panel.
-constexpr int64_t direct_scratch(int64_t units, int64_t taps, int64_t panel) {
-  return 2 * units * (taps + 3) + units * panel;
+// and write, the sums of a panel, and where cells are widened, these and pointers to those of a
+// row.
+constexpr int64_t direct_scratch(const Convolution& conv, int64_t units, int64_t panel,
+                                 bool widens) {
+  const int64_t taps = conv.kernel[0] * conv.kernel[1] * conv.kernel[2];
+  const int64_t widened =
+      widens ? 2 * read_width(conv, units) + units * taps * conv.source.channels : 0;
+  return 2 * units * (taps + 3) + units * panel + widened;
 }
 
 // Of depthwise convolution and pooling: pointers to the cells that units side by side read, and to
 // what is added to them.
 template <typename Call>
 constexpr int64_t run_scratch(const Call& call, int64_t units) {
-  const int64_t columns =
-      (units - 1) * call.stride[2] + (call.kernel[2] - 1) * call.dilation[2] + 1;
-  return 2 * (call.kernel[0] * call.kernel[1] * columns + units);
+  return 2 * (call.kernel[0] * call.kernel[1] * read_width(call, units) + units);
 }
 
 // Of a narrow convolution with fewer input channels than lanes: columns of the rows that units side

@@ -74,6 +74,19 @@ void check(const char* name, const Tensor& tensor, ScalarType dtype, int64_t dim
                   " has another device, type or number of dimensions than expected");
 }
 
+Storage storage_of(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Storage::kFloat;
+    case ScalarType::BFloat16:
+      return Storage::kBfloat16;
+    case ScalarType::Half:
+      return Storage::kHalf;
+    default:
+      STD_TORCH_CHECK(false, name, " has another type than float32, bfloat16 or float16");
+  }
+}
+
 const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t count) {
   if (!tensor) {
     return nullptr;
@@ -86,8 +99,8 @@ const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t 
 
 Source Held::source() const {
   const Axes volume = axes_of(base), own = axes_of(patch);
-  return {base.const_data_ptr<float>(),
-          patch.const_data_ptr<float>(),
+  return {base.const_data_ptr(),
+          patch.const_data_ptr(),
           zeros.data(),
           image.const_data_ptr<int64_t>(),
           patch_offset.data(),
@@ -103,22 +116,26 @@ Source Held::source() const {
 }
 
 Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Tensor& patch_offset,
-          const OptionalTensor& patch_extent, const Tensor& read_offset, float padding) {
+          const OptionalTensor& patch_extent, const Tensor& read_offset, bool lowest) {
   const int64_t axes = count_axes("base", base);
-  check("base", base, ScalarType::Float, axes + 2);
-  check("patch", patch, ScalarType::Float, axes + 2);
+  const Storage storage = storage_of("base", base);
+  check("base", base, base.scalar_type(), axes + 2);
+  check("patch", patch, base.scalar_type(), axes + 2);
   const int64_t windows = patch.size(0);
   STD_TORCH_CHECK(patch.size(1) == base.size(1), "patch has ", patch.size(1),
                   " channels; expected those of base, ", base.size(1));
   check("image", image, ScalarType::Long, 1);
   check_index("image", image, base, windows, 1);
-  Held held{pack(base, MemoryFormat::ChannelsLast),
+  constexpr uint32_t kLowest[kStorages] = {0xFF800000U, 0xFF80FF80U, 0xFC00FC00U};
+  const uint32_t padding = lowest ? kLowest[static_cast<size_t>(storage)] : 0U;
+  Held held{storage,
+            pack(base, MemoryFormat::ChannelsLast),
             pack(patch, MemoryFormat::ChannelsLast),
             pack(image, MemoryFormat::Contiguous),
             offsets("patch_offset", patch_offset, base, windows),
             extents("patch_extent", patch_extent, windows, size_of(patch)),
             offsets("read_offset", read_offset, base, windows),
-            std::vector<float>(static_cast<size_t>(base.size(1)), padding)};
+            std::vector<uint32_t>(static_cast<size_t>(base.size(1)), padding)};
   check_images(held.image, base.size(0));
   return held;
 }
@@ -143,6 +160,8 @@ HeldEnding::HeldEnding(const Tensor& base, const Tensor& image, int64_t channels
                   "residual_base comes without residual_patch, residual_offset or output_offset");
   added_ = hold(*residual.base, *residual.patch, image, *residual.offset, residual.extent,
                 *output_offset);
+  STD_TORCH_CHECK(residual.base->scalar_type() == base.scalar_type(),
+                  "residual_base has another type than base");
   STD_TORCH_CHECK(residual.base->dim() == base.dim() && residual.base->size(1) == channels,
                   "residual_base has ", residual.base->size(1), " channels and ",
                   residual.base->dim() - 2, " window axes; expected ", channels, " and ",
@@ -152,16 +171,8 @@ HeldEnding::HeldEnding(const Tensor& base, const Tensor& image, int64_t channels
 
 Output Written::output() const {
   const Axes size = axes_of(out);
-  return {out.mutable_data_ptr<float>(),
-          out.size(0),
-          size[0],
-          size[1],
-          size[2],
-          out.size(1),
-          extent.data(),
-          before.data(),
-          {1, 1, 1},
-          nullptr};
+  return {out.mutable_data_ptr(), out.size(0),   size[0],   size[1], size[2], out.size(1),
+          extent.data(),          before.data(), {1, 1, 1}, nullptr};
 }
 
 Written allocate(const Tensor& like, int64_t windows, int64_t channels,

@@ -32,21 +32,26 @@ int64_t count_axes(const char* name, const Tensor& tensor);
 
 void check(const char* name, const Tensor& tensor, ScalarType dtype, int64_t dim);
 
+// How the numbers of a tensor lie in memory. Fails for other types than those that kernels read.
+Storage storage_of(const char* name, const Tensor& tensor);
+
 // `count` numbers that lie side by side; null where there is no tensor.
 const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t count);
 
 // Tensors that a source points into; they live as long as it does. Torch's tensors are hidden in
 // each library, and so is what has some.
 struct C10_HIDDEN Held {
+  Storage storage;
   Tensor base, patch, image;
   Cells patch_offset, patch_extent, read_offset;
-  std::vector<float> zeros;
+  std::vector<uint32_t> zeros;  // bits, of two numbers each where they have 16
 
   Source source() const;
 };
 
+// `lowest`: outside of the volume is -inf, not zero.
 Held hold(const Tensor& base, const Tensor& patch, const Tensor& image, const Tensor& patch_offset,
-          const OptionalTensor& patch_extent, const Tensor& read_offset, float padding = 0.0F);
+          const OptionalTensor& patch_extent, const Tensor& read_offset, bool lowest = false);
 
 // What is added to the output of a call, as its arguments have it; none where there is no base.
 struct C10_HIDDEN Residual {

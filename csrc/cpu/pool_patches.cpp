@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "instruction_set.h"
@@ -20,8 +19,7 @@ Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset
                     std::vector<int64_t> stride, std::vector<int64_t> dilation, bool maximum,
                     double divisor) {
   const Kernels& found = need_kernels();
-  const float padding = maximum ? -std::numeric_limits<float>::infinity() : 0.0F;
-  const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset, padding);
+  const Held held = hold(base, patch, image, patch_offset, patch_extent, read_offset, maximum);
   const int64_t axes = base.dim() - 2;
   const Axes taps = lift("kernel", kernel, axes, 1), steps = lift("stride", stride, axes, 1),
              spread = lift("dilation", dilation, axes, 1);
@@ -37,7 +35,8 @@ Tensor pool_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_offset
                      {taps[0], taps[1], taps[2]},
                      {steps[0], steps[1], steps[2]},
                      {spread[0], spread[1], spread[2]}};
-  run(call, cell_work(call, maximum ? found.maximum : found.average, found));
+  const StorageKernels& kernels = found.of[static_cast<size_t>(held.storage)];
+  run(call, run_work(call, maximum ? kernels.maximum : kernels.average));
   return written.out;
 }
 

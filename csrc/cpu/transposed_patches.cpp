@@ -137,7 +137,7 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
                            {1, 1, 1},       {axes[0].spread(), axes[1].spread(), axes[2].spread()}};
     weights += phases[0].count * phases[1].count * phases[2].count * of_tap;
     if (cells.count()) {
-      run(conv, direct_work(conv, depthwise, narrow, found));
+      run(conv, direct_work(conv, held.storage, depthwise, narrow, found));
     }
   };
   for (int64_t i = 0; i < axes[0].stride; ++i) {

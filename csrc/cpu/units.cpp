@@ -6,6 +6,9 @@
 namespace captum_krypton {
 namespace {
 
+// Numbers that a block of a direct convolution widens: they stay in the caches.
+constexpr int64_t kMostWidened = int64_t{1} << 18;
+
 class Scratch {
  public:
   float* get(int64_t floats) {
@@ -34,6 +37,26 @@ int64_t even_block(int64_t units, int64_t most) {
   int64_t blocks = (units + most - 1) / most;
   blocks = std::min((blocks + threads - 1) / threads * threads, units);
   return std::max<int64_t>(1, round_up((units + blocks - 1) / blocks, 6));
+}
+
+Work<Convolution> direct_work(const Convolution& conv, Storage storage, bool depthwise, bool narrow,
+                              const Kernels& found) {
+  const StorageKernels& kernels = found.of[static_cast<size_t>(storage)];
+  if (depthwise) {
+    return run_work(conv, kernels.depthwise);
+  }
+  const bool widens = storage != Storage::kFloat;
+  const int64_t units = conv.out.before[conv.out.windows];
+  const int64_t each = conv.kernel[0] * conv.kernel[1] * conv.kernel[2] * conv.source.channels;
+  const int64_t most = kMostWidened / std::max<int64_t>(each, 1);
+  const int64_t cells = widens ? std::clamp<int64_t>(most, 12, kCellsInBlock) : kCellsInBlock;
+  const int64_t block = even_block(units, cells);
+  const int64_t floats = direct_scratch(conv, block, found.panel, widens);
+  if (narrow) {
+    return {kernels.narrow, units, block,
+            std::max(floats, narrow_scratch(conv, block, found.lanes))};
+  }
+  return {kernels.direct, units, block, floats};
 }
 
 float* scratch(int64_t floats) {

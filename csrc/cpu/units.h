@@ -29,26 +29,17 @@ int64_t even_block(int64_t units, int64_t most);
 // Memory of this thread that its later calls use again.
 float* scratch(int64_t floats);
 
+// For kernels that walk over runs.
 template <typename Call>
-Work<Call> cell_work(const Call& call, void (*kernel)(const Call&, int64_t, int64_t, float*),
-                     const Kernels& found) {
+Work<Call> run_work(const Call& call, void (*kernel)(const Call&, int64_t, int64_t, float*)) {
   const int64_t units = call.out.before[call.out.windows];
   const int64_t block = even_block(units, kCellsInBlock);
-  const int64_t taps = call.kernel[0] * call.kernel[1] * call.kernel[2];
-  return {kernel, units, block,
-          std::max(direct_scratch(block, taps, found.panel), run_scratch(call, block))};
+  return {kernel, units, block, run_scratch(call, block)};
 }
 
 // By the kernel for what is depthwise, or `is_narrow`, or neither.
-inline Work<Convolution> direct_work(const Convolution& conv, bool depthwise, bool narrow,
-                                     const Kernels& found) {
-  const auto kernel = depthwise ? found.depthwise : (narrow ? found.narrow : found.direct);
-  Work<Convolution> work = cell_work(conv, kernel, found);
-  if (narrow) {
-    work.scratch = std::max(work.scratch, narrow_scratch(conv, work.block, found.lanes));
-  }
-  return work;
-}
+Work<Convolution> direct_work(const Convolution& conv, Storage storage, bool depthwise, bool narrow,
+                              const Kernels& found);
 
 template <typename Call>
 void run(const Call& call, const Work<Call>& work) {

@@ -28,11 +28,31 @@ def test_batch_norms_are_folded(
     torch.testing.assert_close(run(graph, x), network(x).detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
-def test_batch_norms_that_would_be_rounded_twice_stay(kind: type[nn.Module]) -> None:
-    network = conv_norm(kind).to(torch.bfloat16)
-    graph = simplified(graph_of(network, torch.rand(2, 3, 8, 8, dtype=torch.bfloat16)))
-    assert len(names(graph)) == 3
+def test_in_16_bits_convolution_and_norm_round_once(
+    kind: type[nn.Module], dtype: torch.dtype
+) -> None:
+    network = conv_norm(kind).to(dtype)
+    x = torch.rand(2, 3, 8, 8).to(dtype)
+    graph = simplified(graph_of(network, x))
+    assert names(graph) == ["captum_krypton.convolution_block", "reshape"]
+    made, exact = run(graph, x), network.double()(x.double()).detach()
+    assert made.dtype == dtype
+    allowed = 1e-5 + torch.finfo(dtype).eps / 2 * exact.abs()
+    assert ((made - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_a_norm_alone_rounds_once(dtype: torch.dtype) -> None:
+    norm = conv_norm(nn.Conv2d)[1].to(dtype)
+    x = torch.rand(2, norm.num_features, 8, 8).to(dtype)
+    graph = simplified(graph_of(norm, x))
+    assert names(graph) == ["captum_krypton.join_block"]
+    made, exact = run(graph, x), norm.double()(x.double()).detach()
+    assert made.dtype == dtype
+    allowed = 1e-5 + torch.finfo(dtype).eps / 2 * exact.abs()
+    assert ((made - exact).abs() <= allowed).all()
 
 
 def test_a_convolution_that_others_read_keeps_its_norm() -> None:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from layers import Draw
 from patches import (
     EPSILON,
+    STORED,
     Size,
-    counted,
     endings,
     extents,
     naive_taps,
@@ -26,6 +26,8 @@ from patches import (
     offsets,
     patches,
     sizes,
+    stored,
+    within,
 )
 from torch import Tensor
 
@@ -61,6 +63,15 @@ class Case:
     extent: Tensor | None = None
     activation: str = "none"
     slope: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.source.base.dtype
+
+    def within(self, actual: Tensor, expected: Tensor, roundings: int = 4) -> bool:
+        """Whether float32's rounding and one of the stored type are all that differs."""
+        limit = (10 if self.winograd else 1) * roundings * EPSILON * self.magnitude()
+        return within(actual, expected, limit, self.dtype, self.extent)
 
     def run(self) -> Tensor:
         return convolve_patches(
@@ -142,12 +153,13 @@ MOST = {1: 17, 2: 11, 3: 5}  # cells of an output along an axis, by the window a
 @st.composite
 def cases(draw: Draw) -> Case:
     """Geometries of every kind; what a plan would never ask is as good a test."""
-    noise, axes = numbers(draw), draw(st.integers(1, 3))
-    kinds = ["direct", "direct", "grouped", "depthwise", "winograd", "winograd"]
+    noise, axes, dtype = numbers(draw), draw(st.integers(1, 3)), draw(STORED)
+    kinds = ["direct", "direct", "narrow", "grouped", "depthwise", "winograd", "winograd"]
     kind = draw(st.sampled_from(kinds))
     windows, images = draw(st.integers(0, 5)), draw(st.integers(1, 3))
     channels = draw(st.sampled_from([1, 2, 3, 5, 8, 11, 16, 19, 32]))
-    out_channels = channels if kind == "depthwise" else draw(st.integers(1, 40))
+    out_channels = draw(st.integers(1, 4 if kind == "narrow" else 40))
+    out_channels = channels if kind == "depthwise" else out_channels
     groups = channels if kind == "depthwise" else 1
     if kind == "grouped":
         groups = draw(st.integers(2, 5))
@@ -163,10 +175,11 @@ def cases(draw: Draw) -> Case:
         kernel = (*draw(sizes(axes - 1, 1, 5)), draw(st.sampled_from([1, 2, 3, 4, 5, 7])))
         stride, dilation = draw(sizes(axes, 1, 3)), draw(sizes(axes, 1, 3))
     source = patches(draw, noise, windows, images, channels, draw(st.booleans()), axes)
+    source = stored(source, dtype)
     residual = None
     if draw(st.booleans()):
         residual = patches(draw, noise, windows, images, out_channels, draw(st.booleans()), axes)
-        residual = residual._replace(image=source.image)
+        residual = stored(residual, dtype)._replace(image=source.image)
     weight = torch.randn(out_channels, channels // groups, *kernel, generator=noise)
     bounds = draw(
         st.sampled_from([(-torch.inf, torch.inf), (0.0, torch.inf), (0.0, 6.0), (-1.0, 1.0)])
@@ -196,10 +209,9 @@ def cases(draw: Draw) -> Case:
 def test_equals_the_reference(case: Case) -> None:
     actual, expected = case.run(), case.expected()
     assert actual.shape == expected.shape
-    assert actual.dtype == torch.float32
+    assert actual.dtype == case.dtype
     assert is_channels_last(actual)
-    limit = (40 if case.winograd else 4) * EPSILON * case.magnitude()
-    assert (counted(actual - expected, case.extent).abs() <= limit).all()
+    assert case.within(actual, expected)
 
 
 @settings(max_examples=40)
@@ -207,8 +219,7 @@ def test_equals_the_reference(case: Case) -> None:
 def test_equals_a_naive_loop(case: Case) -> None:
     bounds = {"low": -torch.inf, "high": torch.inf, "activation": "none", "slope": None}
     bare = Case(**{**vars(case), "bias": None, "residual": None, **bounds})
-    limit = (40 if case.winograd else 4) * EPSILON * case.magnitude()
-    assert (counted(bare.run() - bare.by_loop(), case.extent).abs() <= limit).all()
+    assert bare.within(bare.run(), bare.by_loop())
 
 
 @pytest.mark.parametrize("kernel", [(1, 4), (4, 1), (1, 5), (1, 7), (7, 1), (1, 8), (8, 1), (9, 1)])
@@ -245,8 +256,7 @@ def test_equals_the_reference_with_kernels_of_one_axis(
         torch.stack([torch.arange(windows), torch.arange(windows).flip(0)], 1),
     )
     actual, expected = case.run(), case.expected()
-    limit = 40 * EPSILON * case.magnitude()
-    assert (counted(actual - expected, case.extent).abs() <= limit).all()
+    assert case.within(actual, expected)
 
 
 def large(winograd: bool, windows: int = 7) -> Case:

@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from captum.attr import Occlusion
 from hypothesis import given
 from hypothesis import strategies as st
-from patches import EPSILON, counted, extents, naive_block, numbers, offsets, patches, sizes
+from patches import (
+    EPSILON,
+    STORED,
+    extents,
+    naive_block,
+    numbers,
+    offsets,
+    patches,
+    sizes,
+    stored,
+    within,
+)
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
@@ -20,14 +31,15 @@ from captum_krypton._kernels.formats import is_channels_last
 
 @given(data=st.data())
 def test_equals_a_naive_loop(data: st.DataObject) -> None:
-    noise, axes = numbers(data.draw), data.draw(st.integers(1, 3))
+    noise, axes, dtype = numbers(data.draw), data.draw(st.integers(1, 3)), data.draw(STORED)
     windows, images = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 2))
     count = data.draw(st.integers(1, 4))
     sources: list[Patches] = []
     for _ in range(count):
         channels = data.draw(st.sampled_from([1, 3, 8, 11, 16, 19, 32]))
         made = patches(data.draw, noise, windows, images, channels, data.draw(st.booleans()), axes)
-        sources.append(made._replace(image=sources[0].image if sources else made.image))
+        made = made._replace(image=sources[0].image if sources else made.image)
+        sources.append(stored(made, dtype))
     total = sum(source.base.shape[1] for source in sources)
     scale = shift = None
     if data.draw(st.booleans()):
@@ -45,9 +57,9 @@ def test_equals_a_naive_loop(data: st.DataObject) -> None:
         expected = expected * scale.reshape(of_channels) + shift.reshape(of_channels)
     expected = expected.clamp(low, high)
     assert actual.shape == expected.shape
-    assert actual.dtype == torch.float32
+    assert actual.dtype == dtype
     assert is_channels_last(actual)
-    assert (counted(actual - expected, extent).abs() <= 100 * EPSILON).all()
+    assert within(actual, expected, 100 * EPSILON, dtype, extent)
 
 
 def two() -> tuple[list[Patches], Tensor]:

@@ -15,7 +15,7 @@ from small_networks import POOLINGS, pooling_network
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
-from captum_krypton._kernels import POOLED_ON_GPUS, Patches, panel_size, pool_patches, reference
+from captum_krypton._kernels import PATCH_TYPES, Patches, panel_size, pool_patches, reference
 from captum_krypton._kernels.formats import is_channels_last
 from captum_krypton._kernels.rates import GUESSED_OF_GPUS
 from captum_krypton._operators import Means
@@ -61,7 +61,7 @@ def test_equals_the_reference(run: Any, maximum: bool, data: st.DataObject) -> N
     divisor = data.draw(st.integers(1, 9))
     extent = extents(data.draw, noise, windows, size)
     if run is for_cuda:
-        dtype = data.draw(st.sampled_from(POOLED_ON_GPUS))
+        dtype = data.draw(st.sampled_from(PATCH_TYPES))
         source = source._replace(base=source.base.to(dtype), patch=source.patch.to(dtype))
     actual = run(
         source,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from layers import Draw
 from patches import (
     EPSILON,
+    STORED,
     Size,
-    counted,
     endings,
     extents,
     naive_block,
@@ -23,6 +23,8 @@ from patches import (
     offsets,
     patches,
     sizes,
+    stored,
+    within,
 )
 from torch import Tensor
 
@@ -62,6 +64,14 @@ class Case:
     extent: Tensor | None = None
     activation: str = "none"
     slope: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.source.base.dtype
+
+    def within(self, actual: Tensor, expected: Tensor) -> bool:
+        """Whether float32's rounding and one of the stored type are all that differs."""
+        return within(actual, expected, 4 * EPSILON * self.magnitude(), self.dtype, self.extent)
 
     def run(self) -> Tensor:
         return transposed_patches(
@@ -157,20 +167,20 @@ MOST = {1: 17, 2: 9, 3: 5}  # cells of an output along an axis, by the window ax
 @st.composite
 def cases(draw: Draw) -> Case:
     """Geometries of every kind: phases without a tap, and cells that no tap reaches, too."""
-    noise, axes = numbers(draw), draw(st.integers(1, 3))
+    noise, axes, dtype = numbers(draw), draw(st.integers(1, 3)), draw(STORED)
     windows, images = draw(st.integers(0, 4)), draw(st.integers(1, 3))
     groups = draw(st.sampled_from([1, 1, 1, 2, 3, 5]))
     depthwise = groups > 1 and draw(st.booleans())
     channels = groups * (1 if depthwise else draw(st.sampled_from([1, 2, 3, 8, 19])))
-    each = 1 if depthwise else draw(st.integers(1, 40))
+    each = 1 if depthwise else draw(st.integers(1, draw(st.sampled_from([4, 40]))))
     kernel, stride = draw(sizes(axes, 1, 4)), draw(sizes(axes, 1, 4))
     dilation, padding = draw(sizes(axes, 1, 3)), draw(sizes(axes, 0, 4))
     last = draw(st.booleans())
-    source = patches(draw, noise, windows, images, channels, last, axes)
+    source = stored(patches(draw, noise, windows, images, channels, last, axes), dtype)
     residual = None
     if draw(st.booleans()):
         residual = patches(draw, noise, windows, images, groups * each, last, axes)
-        residual = residual._replace(image=source.image)
+        residual = stored(residual, dtype)._replace(image=source.image)
     bounds = draw(st.sampled_from([(-torch.inf, torch.inf), (0.0, 6.0), (-1.0, 1.0)]))
     size = draw(sizes(axes, 1, MOST[axes]))
     activation, slope = draw(endings(noise, groups * each))
@@ -196,10 +206,9 @@ def cases(draw: Draw) -> Case:
 def test_equals_the_reference(case: Case) -> None:
     actual, expected = case.run(), case.expected()
     assert actual.shape == expected.shape
-    assert actual.dtype == torch.float32
+    assert actual.dtype == case.dtype
     assert is_channels_last(actual)
-    limit = 4 * EPSILON * case.magnitude()
-    assert (counted(actual - expected, case.extent).abs() <= limit).all()
+    assert case.within(actual, expected)
 
 
 @settings(max_examples=30)
@@ -207,8 +216,7 @@ def test_equals_the_reference(case: Case) -> None:
 def test_equals_a_naive_loop(case: Case) -> None:
     names = ("source", "output_offset", "weight", "size", "stride", "padding", "dilation", "groups")
     bare = Case(**{name: getattr(case, name) for name in names})
-    limit = 4 * EPSILON * case.magnitude()
-    assert ((bare.run() - bare.by_loop()).abs() <= limit).all()
+    assert bare.within(bare.run(), bare.by_loop())
 
 
 @given(data=st.data())
@@ -290,6 +298,10 @@ def test_not_a_number_stays() -> None:
         ({"size": (2, 2, 2)}, "size has 3 numbers; expected 2"),
         ({"padding": (1,)}, "padding has 1 numbers; expected 2"),
         ({"bias": torch.zeros(3)}, "bias has 3 elements; expected 40"),
+        (
+            {"residual": stored(large().source, torch.float16)},
+            "residual_base has another type than base",
+        ),
         ({"slope": torch.zeros(40)}, "slope comes with PReLU"),
         ({"activation": "prelu"}, "slope comes with PReLU"),
         ({"output_offset": torch.zeros(3, 2, dtype=torch.int64)}, "read_offset has 6 elements"),

@@ -10,12 +10,38 @@ from hypothesis import strategies as st
 from layers import Draw
 from torch import Tensor
 
-from captum_krypton._kernels import ACTIVATIONS, Patches, in_channels_last
+from captum_krypton._kernels import ACTIVATIONS, PATCH_TYPES, Patches, in_channels_last
 
 EPSILON = torch.finfo(torch.float32).eps
 _LARGEST = {1: 23, 2: 13, 3: 7}  # size of a volume, by its window axes
 
 Size = tuple[int, ...]
+
+STORED = st.sampled_from([torch.float32, *PATCH_TYPES])  # float32 in half of the cases
+
+
+def _rounding(expected: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far numbers are from the nearest of a type that is stored; nothing for float32."""
+    if dtype is torch.float32:
+        return torch.zeros_like(expected)
+    kind = torch.finfo(dtype)
+    return kind.eps / 2 * expected.abs() + kind.smallest_normal * kind.eps / 2
+
+
+def stored(source: Patches, dtype: torch.dtype) -> Patches:
+    """The same patches in another type."""
+    return source._replace(base=source.base.to(dtype), patch=source.patch.to(dtype))
+
+
+def within(
+    actual: Tensor, expected: Tensor, limit: float, dtype: torch.dtype, extent: Tensor | None
+) -> bool:
+    """Whether an output differs by no more than `limit` and a rounding to the type it is stored in.
+
+    What a kernel need not compute does not count.
+    """
+    allowed = limit + _rounding(expected.abs() + limit, dtype)
+    return bool((counted((actual - expected).abs() - allowed, extent) <= 0).all())
 
 
 def counted(output: Tensor, extent: Tensor | None) -> Tensor:

@@ -1,18 +1,20 @@
-// The kernels for x86-64 processors with AVX2 and FMA.
+// The kernels for x86-64 processors with AVX2, FMA and F16C.
 
 #include "../kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
 
 #define KRYPTON_LANES 8
 #define KRYPTON_ROWS 6
 #define KRYPTON_NAME "avx2"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "table.h"

@@ -10,10 +10,11 @@ namespace {
 
 // What a run reads and writes. `Taps`, `Stride`: taps along a row and their stride, known to the
 // compiler where they are not 0; then the dilation is 1.
+template <typename T>
 struct Columns {
-  const float* const* cells;  // see `read_columns`
+  const T* const* cells;  // see `read_columns`
   int64_t pitch, rows, taps, stride, dilation;
-  float* out;
+  T* out;
   int64_t out_pitch;  // numbers from one output to the next
   int64_t channels;
 };
@@ -21,12 +22,12 @@ struct Columns {
 // Numbers of `Outputs` outputs of a run, one vector of channels: rows of taps are read once for all
 // of them. `work.tap(number)` gives what belongs to a tap, `work.take(t, tap, number)` takes every
 // number that output t reads.
-template <typename V, int Outputs, int Taps, int Stride, typename Work>
-KRYPTON_INLINE void read_taps(const Columns& run, int64_t first, int64_t channel, Work& work) {
+template <typename V, int Outputs, int Taps, int Stride, typename T, typename Work>
+KRYPTON_INLINE void read_taps(const Columns<T>& run, int64_t first, int64_t channel, Work& work) {
   const int64_t taps = Taps ? Taps : run.taps;
   const int64_t stride = Stride ? Stride : run.stride;
   for (int64_t i = 0; i < run.rows; ++i) {
-    const float* const* const cells = run.cells + i * run.pitch + first * stride;
+    const T* const* const cells = run.cells + i * run.pitch + first * stride;
     if constexpr (Taps != 0) {
       constexpr int kRead = (Outputs - 1) * Stride + Taps;
       V numbers[kRead];
@@ -56,8 +57,8 @@ KRYPTON_INLINE void read_taps(const Columns& run, int64_t first, int64_t channel
 
 // A kind of work has a `Block`, the work for `Outputs` outputs and one vector of channels: sums of
 // products, largest numbers or sums.
-template <typename V, int Outputs, int Taps, int Stride, typename Kind>
-KRYPTON_INLINE void run_channels(const Columns& run, const Kind& kind, int64_t first,
+template <typename V, int Outputs, int Taps, int Stride, typename T, typename Kind>
+KRYPTON_INLINE void run_channels(const Columns<T>& run, const Kind& kind, int64_t first,
                                  int64_t channel) {
   typename Kind::template Block<V, Outputs> block{kind, channel};
   read_taps<V, Outputs, Taps, Stride>(run, first, channel, block);
@@ -67,9 +68,9 @@ KRYPTON_INLINE void run_channels(const Columns& run, const Kind& kind, int64_t f
   }
 }
 
-template <int Taps, int Stride, typename Kind>
+template <int Taps, int Stride, typename T, typename Kind>
 struct RunOutputs {
-  const Columns& columns;
+  const Columns<T>& columns;
   const Kind& kind;
 
   template <int Outputs>
@@ -88,15 +89,15 @@ struct RunOutputs {
   }
 };
 
-template <int Taps, int Stride, typename Kind>
-void run_outputs(const Columns& run, int64_t count, const Kind& kind) {
+template <int Taps, int Stride, typename T, typename Kind>
+void run_outputs(const Columns<T>& run, int64_t count, const Kind& kind) {
   constexpr int kSideBySide =
       Taps == 3 && Stride == 2 ? 2 : 4;  // outputs that share what they read
-  for_rows<kSideBySide>(0, count, RunOutputs<Taps, Stride, Kind>{run, kind});
+  for_rows<kSideBySide>(0, count, RunOutputs<Taps, Stride, T, Kind>{run, kind});
 }
 
-template <typename Kind>
-KRYPTON_INLINE void run_columns(const Columns& run, int64_t count, const Kind& kind) {
+template <typename T, typename Kind>
+KRYPTON_INLINE void run_columns(const Columns<T>& run, int64_t count, const Kind& kind) {
   const int64_t shape = run.dilation == 1 ? 10 * run.taps + run.stride : 0;
   switch (shape) {
     case 31:
@@ -114,8 +115,8 @@ KRYPTON_INLINE void run_columns(const Columns& run, int64_t count, const Kind& k
   }
 }
 
-template <typename Call>
-KRYPTON_INLINE Columns columns(const Call& call, const Runs& run, const float** cells) {
+template <typename Call, typename T>
+KRYPTON_INLINE Columns<T> columns(const Call& call, const Runs& run, const T** cells) {
   const int64_t pitch = read_columns(call, run, cells);
   return {cells,
           pitch,
@@ -123,7 +124,7 @@ KRYPTON_INLINE Columns columns(const Call& call, const Runs& run, const float** 
           call.kernel[2],
           call.stride[2],
           call.dilation[2],
-          run.data(),
+          run.data<T>(),
           call.out.step[2] * call.out.channels,
           call.out.channels};
 }

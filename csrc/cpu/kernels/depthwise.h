@@ -7,9 +7,10 @@
 namespace captum_krypton {
 namespace {
 
+template <typename T>
 struct Depthwise {
   const float* weight;
-  Finish finish;
+  Finish<T> finish;
   int64_t channels;
 
   template <typename V, int Outputs>
@@ -28,14 +29,15 @@ struct Depthwise {
   };
 };
 
+template <typename T>
 void depthwise(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  const float** const residual = reinterpret_cast<const float**>(scratch);
-  const float** const cells = residual + (end - begin);
+  const T** const residual = reinterpret_cast<const T**>(scratch);
+  const T** const cells = residual + (end - begin);
   for (Runs run(conv.out, begin, end); run.count; run.next()) {
     read_residual(conv, run, residual);
-    const Finish finish(conv.ending, residual);
+    const Finish<T> finish(conv.ending, residual);
     run_columns(columns(conv, run, cells), run.count,
-                Depthwise{conv.weight, finish, conv.out.channels});
+                Depthwise<T>{conv.weight, finish, conv.out.channels});
   }
 }
 

@@ -2,20 +2,26 @@
 #pragma once
 
 #include "finish.h"
-#include "vector.h"
+#include "storage.h"
+#include "unroll.h"
 
 namespace captum_krypton {
 namespace {
 
 // Outputs side by side, directly: the lanes are input channels, with sums of their own.
+template <typename T>
 struct DirectRow {
   const Convolution& conv;
-  const float* const* cells;  // `pitch` from one row to the next, `plane` from one plane
+  const T* const* cells;  // `pitch` from one row to the next, `plane` from one plane
   int64_t pitch, plane;
   int64_t begin, end;  // output channels
-  const Finish& finish;
+  const Finish<T>& finish;
   int64_t first_row;  // for `finish`
-  float* out;
+  T* out;
+
+  __attribute__((noinline)) void run_all(int outputs) const {
+    for_outputs<kMostOutputs>(outputs, *this);
+  }
 
   template <int Outputs>
   KRYPTON_INLINE void run() const {
@@ -40,8 +46,7 @@ struct DirectRow {
     float rest[Outputs][Channels] = {};
     for (int64_t tap = 0; tap < taps; ++tap, weight += channels) {
       const int64_t row = tap / columns;
-      const float* const* const read =
-          cells + row / rows * plane + row % rows * pitch + tap % columns;
+      const T* const* const read = cells + row / rows * plane + row % rows * pitch + tap % columns;
       int64_t c = 0;
       for (; c + kLanes <= channels; c += kLanes) {
         Vector weights[Channels];
@@ -61,15 +66,26 @@ struct DirectRow {
       for (; c < channels; ++c) {
         for (int t = 0; t < Outputs; ++t) {
           for (int k = 0; k < Channels; ++k) {
-            rest[t][k] += read[t][c] * weight[k * each + c];
+            rest[t][k] += load<float>(read[t] + c) * weight[k * each + c];
           }
         }
       }
     }
+    float sums[Outputs * Channels];
     for (int t = 0; t < Outputs; ++t) {
       for (int k = 0; k < Channels; ++k) {
-        const float sum = total(lanes[t][k]) + rest[t][k];
-        out[t * conv.out.channels + first + k] = finish.apply(sum, first_row + t, first + k);
+        sums[t * Channels + k] = total(lanes[t][k]) + rest[t][k];
+      }
+    }
+    finish_sums(sums, Outputs, Channels, first);
+  }
+
+  __attribute__((noinline)) void finish_sums(const float* sums, int outputs, int channels,
+                                             int64_t first) const {
+    for (int t = 0; t < outputs; ++t) {
+      for (int k = 0; k < channels; ++k, ++sums) {
+        store(out + t * conv.out.channels + first + k,
+              finish.apply(*sums, first_row + t, first + k));
       }
     }
   }

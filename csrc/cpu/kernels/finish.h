@@ -1,24 +1,10 @@
 // What is done to a sum before it is stored: of vectors or single numbers.
 #pragma once
 
-#include "vector.h"
+#include "storage.h"
 
 namespace captum_krypton {
 namespace {
-
-// The integers of a vector's lanes, or of a number.
-template <typename V>
-struct Bits;
-
-template <>
-struct Bits<float> {
-  typedef uint32_t Type;
-};
-
-template <>
-struct Bits<Vector> {
-  typedef uint32_t Type __attribute__((vector_size(KRYPTON_LANES * sizeof(uint32_t))));
-};
 
 // e^x, infinite from 88 on, by Cody and Waite's reduction, x = n ln 2 + r, and the first terms of
 // the series of e^r.
@@ -90,14 +76,15 @@ KRYPTON_INLINE V activate(V x, Activation activation, const float* slopes) {
 }
 
 // What is done to a sum before it is stored.
+template <typename T>
 struct Finish {
-  const float* bias;             // none: null
-  const float* const* residual;  // by row; none: null
-  const float* slope;            // by channel, for PReLU; others: null
+  const float* bias;         // none: null
+  const T* const* residual;  // by row; none: null
+  const float* slope;        // by channel, for PReLU; others: null
   float low, high;
   Activation activation;
 
-  KRYPTON_INLINE Finish(const Ending& ending, const float* const* added)
+  KRYPTON_INLINE Finish(const Ending& ending, const T* const* added)
       : bias(ending.bias),
         residual(ending.residual ? added : nullptr),
         slope(ending.slope),

@@ -64,23 +64,26 @@ __attribute__((noinline)) void multiply_rows(const float* cells, int64_t depth, 
 }
 
 // A function of its own: beside it, the loop of the products would have too few registers.
-template <int Vectors>
-__attribute__((noinline)) void activate_cells(float* const* out, int rows, int64_t channel,
-                                              const Finish& finish) {
+template <int Vectors, typename T>
+__attribute__((noinline)) void activate_cells(const float* const* sums, int rows, int64_t channel,
+                                              const Finish<T>& finish, T* const* out) {
   for (int row = 0; row < rows; ++row) {
-    for (int64_t c = channel; c < channel + Vectors * kLanes; c += kLanes) {
-      store(out[row] + c, finish.activated(load<Vector>(out[row] + c), c));
+    for (int64_t c = 0; c < Vectors * kLanes; c += kLanes) {
+      const int64_t place = channel + c;
+      store(out[row] + place, finish.activated(load<Vector>(sums[row] + c), place));
     }
   }
 }
 
 // A row is `depth` channels from `offset` of each of `taps` cells, wherever they lie, and has a
-// place of its own in the output. `first_row` and `channel` are those of the panel's first number,
-// for `finish`; without it sums are stored as they are. Of the panel its first vectors count.
-template <int Rows, int Vectors, bool Finished>
+// place of its own in the output, and one for sums. `first_row` and `channel` are those of the
+// panel's first number, for `finish`; without it sums stay where they are. Of the panel its first
+// vectors count.
+template <int Rows, int Vectors, bool Finished, typename T>
 KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int64_t depth,
-                                   int64_t offset, const float* weight, float* const* out,
-                                   const Finish& finish, int64_t first_row, int64_t channel) {
+                                   int64_t offset, const float* weight, float* const* sums_of,
+                                   T* const* out, const Finish<T>& finish, int64_t first_row,
+                                   int64_t channel) {
   if (Finished) {  // what `finish` touches lies far apart; it comes while the sums are made
 #pragma GCC unroll 16
     for (int row = 0; row < Rows; ++row) {
@@ -91,7 +94,6 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
     }
   }
   Vector sums[Rows][Vectors] = {};
-  const int64_t first = Finished ? channel : 0;
   bool stored = false;
   int64_t terms = 0;  // in `sums`
   for (int64_t tap = 0; tap < taps; ++tap) {
@@ -99,7 +101,7 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
       if (terms >= kTerms) {
 #pragma GCC unroll 16
         for (int row = 0; row < Rows; ++row) {
-          add_to(out[row] + first, sums[row], !stored);
+          add_to(sums_of[row], sums[row], !stored);
 #pragma GCC unroll 2
           for (int v = 0; v < Vectors; ++v) {
             sums[row][v] = Vector{};
@@ -123,13 +125,23 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
   for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
-      float* const at = out[row] + first + v * kLanes;
+      float* const at = sums_of[row] + v * kLanes;
       const Vector sum = stored ? load<Vector>(at) + sums[row][v] : sums[row][v];
-      store(at, Finished ? finish.add(sum, first_row + row, channel + v * kLanes) : sum);
+      if constexpr (Finished) {
+        const int64_t place = channel + v * kLanes;
+        const Vector added = finish.add(sum, first_row + row, place);
+        if (finish.activation == Activation::kNone) {
+          store(out[row] + place, added);
+        } else {
+          store(at, added);
+        }
+      } else {
+        store(at, sum);
+      }
     }
   }
   if (Finished && finish.activation != Activation::kNone) {
-    activate_cells<Vectors>(out, Rows, channel, finish);
+    activate_cells<Vectors>(sums_of, Rows, channel, finish, out);
   }
 }
 
@@ -152,19 +164,20 @@ struct MultiplyRows {
   }
 };
 
-template <int Vectors, bool Finished>
+template <int Vectors, bool Finished, typename T>
 struct MultiplyCells {
   const float* const* cells;
   int64_t taps, depth, offset;
   const float* weight;
-  float* const* out;
-  const Finish& finish;
+  float* const* sums;
+  T* const* out;
+  const Finish<T>& finish;
   int64_t channel;
 
   template <int Rows>
   KRYPTON_INLINE void run(int64_t row) const {
     multiply_cells<Rows, Vectors, Finished>(cells + row * taps, taps, depth, offset, weight,
-                                            out + row, finish, row, channel);
+                                            sums + row, out + row, finish, row, channel);
   }
 };
 

@@ -49,21 +49,23 @@ struct Average {
   };
 };
 
-template <typename Kind>
+template <typename T, typename Kind>
 KRYPTON_INLINE void pool(const Pooling& call, int64_t begin, int64_t end, float* scratch,
                          const Kind& kind) {
-  const float** const cells = reinterpret_cast<const float**>(scratch);
+  const T** const cells = reinterpret_cast<const T**>(scratch);
   for (Runs run(call.out, begin, end); run.count; run.next()) {
     run_columns(columns(call, run, cells), run.count, kind);
   }
 }
 
+template <typename T>
 void maximum(const Pooling& call, int64_t begin, int64_t end, float* scratch) {
-  pool(call, begin, end, scratch, Maximum{-__builtin_inff()});
+  pool<T>(call, begin, end, scratch, Maximum{-__builtin_inff()});
 }
 
+template <typename T>
 void average(const Pooling& call, int64_t begin, int64_t end, float* scratch) {
-  pool(call, begin, end, scratch, Average{call.scale});
+  pool<T>(call, begin, end, scratch, Average{call.scale});
 }
 
 }  // namespace

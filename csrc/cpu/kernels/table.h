@@ -11,8 +11,17 @@
 namespace captum_krypton {
 namespace {
 
-constexpr Kernels kKernels{KRYPTON_NAME, kPanel,     kLanes,   &winograd, &direct,
-                           &narrow,      &depthwise, &maximum, &average,  &join};
+template <typename T>
+constexpr StorageKernels storage_kernels() {
+  return {&winograd<T>, &direct<T>, &narrow<T>, &depthwise<T>, &maximum<T>, &average<T>, &join<T>};
+}
+
+// In the order of `Storage`.
+constexpr Kernels kKernels{
+    KRYPTON_NAME,
+    kPanel,
+    kLanes,
+    {storage_kernels<float>(), storage_kernels<Bfloat16>(), storage_kernels<Half>()}};
 
 }  // namespace
 }  // namespace captum_krypton

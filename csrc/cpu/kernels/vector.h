@@ -15,6 +15,22 @@ namespace {
 
 typedef float Vector __attribute__((vector_size(KRYPTON_LANES * sizeof(float))));
 
+// The integers of a vector's lanes, or of a number, and those of half their size.
+template <typename V>
+struct Bits;
+
+template <>
+struct Bits<float> {
+  typedef uint32_t Type;
+  typedef uint16_t Short;
+};
+
+template <>
+struct Bits<Vector> {
+  typedef uint32_t Type __attribute__((vector_size(KRYPTON_LANES * sizeof(uint32_t))));
+  typedef uint16_t Short __attribute__((vector_size(KRYPTON_LANES * sizeof(uint16_t))));
+};
+
 constexpr int64_t kLanes = KRYPTON_LANES;
 constexpr int64_t kPanel = 2 * kLanes;
 constexpr int kRows = KRYPTON_ROWS;  // that fill the registers, two vectors each
@@ -49,20 +65,20 @@ KRYPTON_INLINE void clamp(Vector& value, float low, float high) {
 
 // Half as many floats as `Count`. GCC makes no vectors whose size depends on a template's argument.
 template <int Count>
-struct Half;
+struct Halved;
 
 template <>
-struct Half<16> {
+struct Halved<16> {
   typedef float Type __attribute__((vector_size(8 * sizeof(float))));
 };
 
 template <>
-struct Half<8> {
+struct Halved<8> {
   typedef float Type __attribute__((vector_size(4 * sizeof(float))));
 };
 
 template <>
-struct Half<4> {
+struct Halved<4> {
   typedef float Type __attribute__((vector_size(2 * sizeof(float))));
 };
 
@@ -72,7 +88,7 @@ KRYPTON_INLINE float total(const float* numbers) {
   if constexpr (Count == 2) {
     return numbers[0] + numbers[1];
   } else {
-    typedef typename Half<Count>::Type Sums;
+    typedef typename Halved<Count>::Type Sums;
     float sums[Count / 2];
     store(sums, load<Sums>(numbers) + load<Sums>(numbers + Count / 2));
     return total<Count / 2>(sums);

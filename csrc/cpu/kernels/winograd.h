@@ -9,7 +9,7 @@
 namespace captum_krypton {
 namespace {
 
-template <int Taps>
+template <int Taps, typename T>
 class Winograd {
  public:
   Winograd(const Convolution& conv, int64_t begin, int64_t end, float* scratch)
@@ -90,15 +90,15 @@ class Winograd {
   }
 
   // The cells that a tile reads of the plane of one tap along the depth.
-  void read_plane(const Tile& tile, int64_t tap, const float** cells) const {
+  void read_plane(const Tile& tile, int64_t tap, const T** cells) const {
     const int64_t rows = points<Taps>(outputs(tile, 1)) + Taps * (groups(1) - 1);
     const int64_t columns = points<Taps>(outputs(tile, 2)) + Taps * (groups(2) - 1);
     // The last group may have fewer taps; what the others would read does not count.
     const int64_t read_rows = tile.height + conv_.kernel[1] - 1;
     const int64_t read_columns = tile.width + conv_.kernel[2] - 1;
-    const View view_of = view(conv_.source, tile.window, tile.plane + tap);
+    const View<T> view_of = view<T>(conv_.source, tile.window, tile.plane + tap);
     for (int64_t i = 0; i < rows; ++i) {
-      const Row row = view_of.row(tile.row + i);
+      const Row<T> row = view_of.row(tile.row + i);
       for (int64_t j = 0; j < columns; ++j) {
         const bool read = i < read_rows && j < read_columns;
         cells[i * kMostCells + j] = read ? row.at(tile.column + j) : row.zeros;
@@ -109,7 +109,7 @@ class Winograd {
   void input(int64_t number) {
     const Tile& tile = tiles_[number];
     const int height = outputs(tile, 1), width = outputs(tile, 2);
-    const float* cells[kMostCells * kMostCells];
+    const T* cells[kMostCells * kMostCells];
     float* to[kMostPoints * kMostPoints];
     addresses(number, cells_, plane_, depth_, to);
     int64_t at = 0;
@@ -118,11 +118,10 @@ class Winograd {
       read_plane(tile, tap, cells);
       for (int64_t i = 0; i < groups(1); ++i) {
         for (int64_t j = 0; j < groups(2); ++j) {
-          const float* const* const group = cells + Taps * (i * kMostCells + j);
+          const T* const* const group = cells + Taps * (i * kMostCells + j);
           for (int64_t c = 0; c < channels_; c += kLanes) {
             const int64_t channel = least(c, channels_ - kLanes);  // the last ones twice
-            const Vector squares = transform<Taps, Input<Taps>, kMostCells>(
-                height, width, group, channel, PutPoint{to, at + channel});
+            const Vector squares = transform_cells(height, width, group, channel, to, at);
             level += squares * load<Vector>(conv_.range->energy + channel);
           }
           at += channels_;
@@ -137,27 +136,46 @@ class Winograd {
     any_beyond_ = any_beyond_ || beyond_[number];
   }
 
+  // Transforms one vector of channels of a group of taps; gives the sums of their squares.
+  KRYPTON_INLINE Vector transform_cells(int height, int width, const T* const* group,
+                                        int64_t channel, float* const* to, int64_t at) const {
+    if constexpr (!kWidens<T>) {
+      return transform_input<Taps, kMostCells>(height, width, group, channel, to, at + channel);
+    } else {
+      Vector numbers[kMostPoints * kMostPoints];
+      const float* cells[kMostPoints * kMostCells];
+      for (int i = 0; i < points<Taps>(height); ++i) {
+        for (int j = 0; j < points<Taps>(width); ++j) {
+          Vector& number = numbers[i * kMostPoints + j];
+          number = load<Vector>(group[i * kMostCells + j] + channel);
+          cells[i * kMostCells + j] = reinterpret_cast<const float*>(&number);
+        }
+      }
+      return transform_input<Taps, kMostCells>(height, width, cells, 0, to, at + channel);
+    }
+  }
+
   // Output channels of a tile, by definition.
   void direct(int64_t number, int64_t begin, int64_t end) {
     constexpr int kPlane = kMostCells * kMostCells;
     const Tile& tile = tiles_[number];
-    const float* cells[kMostPlanes * kPlane];
+    const T* cells[kMostPlanes * kPlane];
     for (int64_t tap = 0; tap < conv_.kernel[0]; ++tap) {
       read_plane(tile, tap, cells + tap * kPlane);
     }
-    const float* residual[kMostOutputs * kMostOutputs];
-    const Finish finish = finish_of(tile, residual);
+    const T* residual[kMostOutputs * kMostOutputs];
+    const Finish<T> finish = finish_of(tile, residual);
     for (int i = 0; i < tile.height; ++i) {
-      const DirectRow row{conv_,
-                          cells + i * kMostCells,
-                          kMostCells,
-                          kPlane,
-                          begin,
-                          end,
-                          finish,
-                          i * kMostOutputs,
-                          first_output(tile) + i * conv_.out.width * conv_.out.channels};
-      for_outputs<kMostOutputs>(tile.width, row);
+      const DirectRow<T> row{conv_,
+                             cells + i * kMostCells,
+                             kMostCells,
+                             kPlane,
+                             begin,
+                             end,
+                             finish,
+                             i * kMostOutputs,
+                             first_output(tile) + i * conv_.out.width * conv_.out.channels};
+      row.run_all(tile.width);
     }
   }
 
@@ -181,11 +199,11 @@ class Winograd {
   }
 
   // What is done to the tile's outputs; `residual` is room for what is added to them.
-  Finish finish_of(const Tile& tile, const float* (&residual)[kMostOutputs * kMostOutputs]) const {
+  Finish<T> finish_of(const Tile& tile, const T* (&residual)[kMostOutputs * kMostOutputs]) const {
     if (conv_.ending.residual) {
-      const View cells = view(*conv_.ending.residual, tile.window, tile.plane);
+      const View<T> cells = view<T>(*conv_.ending.residual, tile.window, tile.plane);
       for (int i = 0; i < tile.height; ++i) {
-        const Row row = cells.row(tile.row + i);
+        const Row<T> row = cells.row(tile.row + i);
         for (int j = 0; j < tile.width; ++j) {
           residual[i * kMostOutputs + j] = row.at(tile.column + j);
         }
@@ -194,26 +212,31 @@ class Winograd {
     return {conv_.ending, residual};
   }
 
-  float* first_output(const Tile& tile) const {
+  T* first_output(const Tile& tile) const {
     const Output& out = conv_.out;
     const int64_t row = (tile.window * out.depth + tile.plane) * out.height + tile.row;
-    return out.data + (row * out.width + tile.column) * out.channels;
+    return static_cast<T*>(out.data) + (row * out.width + tile.column) * out.channels;
   }
 
   void output(int64_t number) {
     const Tile& tile = tiles_[number];
     const int height = outputs(tile, 1), width = outputs(tile, 2);
-    const float* residual[kMostOutputs * kMostOutputs];
-    const Finish finish = finish_of(tile, residual);
+    const T* residual[kMostOutputs * kMostOutputs];
+    const Finish<T> finish = finish_of(tile, residual);
     const Output& out = conv_.out;
     const float* from[kMostPoints * kMostPoints];
     addresses<const float*>(number, products_, out_plane_, padded_, from);
-    float* const to = first_output(tile);
+    T* const to = first_output(tile);
     for (int64_t c = 0; c < out.channels; c += kLanes) {
       const int64_t channel = least(c, out.channels - kLanes);  // the last ones twice
-      transform<Taps, Inverse<Taps>, kMostPoints>(
-          height, width, from, channel,
-          PutOutput{finish, to, out.width * out.channels, out.channels, channel});
+      Vector made[kMostOutputs][kMostOutputs];
+      transform_back<Taps>(height, width, from, channel, made);
+      for (int i = 0; i < tile.height; ++i) {
+        for (int j = 0; j < tile.width; ++j) {
+          store(to + (i * out.width + j) * out.channels + channel,
+                finish.apply(made[i][j], i * kMostOutputs + j, channel));
+        }
+      }
     }
   }
 
@@ -228,11 +251,12 @@ class Winograd {
   int32_t used_[kMostOutputs][kMostOutputs];
 };
 
+template <typename T>
 void winograd(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
   if (group_taps(conv.kernel) == 4) {
-    Winograd<4>(conv, begin, end, scratch).run();
+    Winograd<4, T>(conv, begin, end, scratch).run();
   } else {
-    Winograd<3>(conv, begin, end, scratch).run();
+    Winograd<3, T>(conv, begin, end, scratch).run();
   }
 }
 

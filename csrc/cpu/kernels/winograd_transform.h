@@ -167,16 +167,25 @@ struct PutPoint {
   }
 };
 
-struct PutOutput {
-  const Finish& finish;
-  float* out;
-  int64_t row_stride, column_stride, channel;
+// Gives the sums of the numbers' squares. Functions of their own, for all storages.
+template <int Taps, int Pitch>
+__attribute__((noinline)) Vector transform_input(int height, int width, const float* const* from,
+                                                 int64_t channel, float* const* to, int64_t at) {
+  return transform<Taps, Input<Taps>, Pitch>(height, width, from, channel, PutPoint{to, at});
+}
 
-  KRYPTON_INLINE void operator()(int i, int j, Vector number) const {
-    store(out + i * row_stride + j * column_stride + channel,
-          finish.apply(number, i * kMostOutputs + j, channel));
-  }
+struct PutOutput {
+  Vector (&made)[kMostOutputs][kMostOutputs];
+
+  KRYPTON_INLINE void operator()(int i, int j, Vector number) const { made[i][j] = number; }
 };
+
+template <int Taps>
+__attribute__((noinline)) void transform_back(int height, int width, const float* const* from,
+                                              int64_t channel,
+                                              Vector (&made)[kMostOutputs][kMostOutputs]) {
+  transform<Taps, Inverse<Taps>, kMostPoints>(height, width, from, channel, PutOutput{made});
+}
 
 }  // namespace
 }  // namespace captum_krypton
