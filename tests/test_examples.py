@@ -218,6 +218,25 @@ def test_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: No
 
 
 @pytest.mark.slow
+def test_sixteen_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None) -> None:
+    import sixteen_bits
+    from _tables import NOTHING
+    from _tables.sixteen_bits import sixteen_bit_table
+
+    monkeypatch.setattr(sixteen_bits, "SIZE", 64)
+    file = tmp_path / "made.json"
+    sixteen_bits.main(["--networks", "resnet18", "--rounds=1", "--sample=2", f"--json={file}"])
+    (made,) = json.loads(file.read_text())
+    assert made["windows"] == 49
+    for kind in ("float32", "bfloat16", "float16"):
+        assert made["seconds"][kind] > 0 and made["errors"][kind]["krypton"] > 0
+    assert made["errors"]["float32"]["krypton"] < 1e-3 < made["errors"]["bfloat16"]["naive"]
+    lines = sixteen_bit_table(file).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:5]] == ["float32", "bfloat16", "float16"]
+    assert sixteen_bit_table(tmp_path / "missing") == NOTHING
+
+
+@pytest.mark.slow
 def test_regions_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None, capsys: Any
 ) -> None:
