@@ -9,12 +9,14 @@ the default, `ci`, always draws the same.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from scripts import BENCHMARKS
 from torch import Tensor, nn
 
 from captum_krypton._run import few_windows
@@ -47,6 +49,12 @@ os.environ.setdefault(
 )
 few_windows._SETUP_ROWS = 0
 few_windows._SETUP_SECONDS = few_windows._LEAST_SECONDS = 0.0
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks' modules can be imported, as they import each other."""
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from _tables import ROOT
 from _tables.gpu import gpu, gpu_line
 from _tables.speed import comparisons, speed_table
+from _tables.volumes import volume_line, volume_results
 
 # The table lies between these two lines.
 BEGIN = "<!-- speed table: python examples/benchmarks/readme_table.py -->"
@@ -22,7 +23,8 @@ def update_readme(text: str) -> str:
     """README.md with what was measured between its markers."""
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n\n{speed_table(comparisons())}\n\n{gpu_line(gpu())}\n\n{END}{tail}"
+    parts = speed_table(comparisons()), volume_line(volume_results()), gpu_line(gpu())
+    return "\n\n".join([f"{head}{BEGIN}", *parts, f"{END}{tail}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,15 @@ from typing import Any
 
 from . import DATA, NOTHING, tables_by_machine
 
+# Of these networks the README has the times.
+_TOLD = {
+    "r3d_18": "R3D-18",
+    "monai_resnet50": "MONAI's 3-D ResNet50",
+    "monai_densenet121": "3-D DenseNet121",
+    "resnet_unet_one_pixel": "one pixel of a U-Net at 512 x 512",
+    "ecg_resnet18": "an ECG by ResNet18",
+}
+
 
 def volume_results(folder: Path = DATA / "volumes") -> list[dict[str, Any]]:
     """What `volumes.py` wrote to a folder: those of three window axes first, each by name."""
@@ -61,6 +70,24 @@ def volumes_section(results: list[dict[str, Any]]) -> str:
         "Some windows of each map were compared with plain forward passes; the largest difference, "
         f"relative to the largest of their outcomes, is {worst['largest_difference']:.1e} "
         f"({worst['network']})."
+    )
+
+
+def volume_line(results: list[dict[str, Any]]) -> str:
+    """What the README says of volumes, videos and signals: later maps beside Captum's."""
+    found = {result["network"]: result for result in results}
+    told = [
+        f"{text} {_seconds(found[name]['seconds'])} s instead of "
+        f"{_seconds(found[name]['captum_seconds'])}"
+        for name, text in _TOLD.items()
+        if name in found
+    ]
+    if not told:
+        return NOTHING
+    machine = next(iter(found.values()))["machine"]
+    return (
+        f"Later maps of videos, volumes and signals ({machine['threads']} CPU threads, "
+        f"{machine['vector instructions']}): {', '.join(told)}. `docs/networks.md` has more."
     )
 
 
