@@ -9,7 +9,7 @@ from ._approximate import Approximation, DrillDown
 from ._capture import Node, ValueId
 from ._kernels import convolution_block, join_block
 from ._operators import Algorithm, Kind, Rule
-from ._plan import Analysis, Plan, analyse
+from ._plan import Plan, analyse
 
 __all__ = ["Explanation", "OperatorRow", "explain"]
 
@@ -201,7 +201,7 @@ def _not_saved(plan: Plan) -> list[str]:
     whole = [
         node
         for node, rule in zip(graph.nodes, analysis.rules, strict=True)
-        if (rule is None or rule.is_global) and _changes(analysis, node)
+        if (rule is None or rule.is_global) and analysis.view.changed(node)
     ]
     named = [node.name for node in whole if node.name not in _MOVES]
     if not named:
@@ -219,11 +219,6 @@ def _not_saved(plan: Plan) -> list[str]:
         f"{named[0]} makes whole volumes of every window's change: {share:.0%} of the "
         "multiply-accumulates come after it, and are not saved"
     ]
-
-
-def _changes(analysis: Analysis, node: Node) -> bool:
-    """Whether a window changes what an operator reads."""
-    return any(analysis.kinds[v] in (Kind.LOCAL, Kind.FULL) for v in node.operands())
 
 
 def _drill_down(plan: Plan, settings: DrillDown) -> str:

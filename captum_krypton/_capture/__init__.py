@@ -7,7 +7,7 @@ May use: kernels.
 """
 
 from .capture import Capture, captured, graph_of, record
-from .graph import BatchInt, Graph, Node, Value, ValueId, is_pointwise, resolve
+from .graph import BatchInt, Graph, Node, Value, ValueId, is_convolution, is_pointwise, resolve
 from .narrow import narrowed
 from .recorder import NotCapturable, Recording
 from .simplify import simplified
@@ -26,6 +26,7 @@ __all__ = [
     "captured",
     "current_state",
     "graph_of",
+    "is_convolution",
     "is_pointwise",
     "narrowed",
     "record",

@@ -20,6 +20,7 @@ __all__ = [
     "Node",
     "Value",
     "ValueId",
+    "is_convolution",
     "is_pointwise",
     "map_arguments",
     "resolve",
@@ -139,6 +140,11 @@ class Node:
             elif argument.has_default_value():
                 named[argument.name] = argument.default_value
         return named
+
+
+def is_convolution(node: Node) -> bool:
+    """Whether it is a convolution, transposed or not, or a block that starts with one."""
+    return node.name in ("aten.convolution", "captum_krypton.convolution_block")
 
 
 def is_pointwise(node: Node) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._kernels import convolution_block
-from .graph import Graph, Node, Value, ValueId
+from .graph import Graph, Node, Value, ValueId, is_convolution
 
 __all__ = ["fold_scale"]
 
@@ -26,7 +25,7 @@ def fold_scale(
     Returns:
         False, with nothing changed, where `conv` is no convolution that could.
     """
-    if conv.name != "aten.convolution" and conv.op is not convolution_block:
+    if not is_convolution(conv):
         return False
     if any(v not in graph.constants for v in conv.operands()[1:]):
         return False

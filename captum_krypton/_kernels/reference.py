@@ -155,12 +155,11 @@ def convolve_patches(
     wide = block.to(weight.dtype)
     out = convolve(wide, weight, bias, tuple(stride), 0, tuple(dilation), groups)
     residual = (residual_base, residual_patch, residual_offset, residual_extent)
-    out = _add_residual(out, image, *residual, output_offset)
-    out = activate(out, ACTIVATIONS[activation], slope).clamp(low, high)
+    out = _ended(out, image, *residual, output_offset, low, high, activation, slope)
     return in_channels_last(out.to(base.dtype))
 
 
-def _add_residual(
+def _ended(
     out: Tensor,
     image: Tensor,
     base: Tensor | None,
@@ -168,12 +167,17 @@ def _add_residual(
     offset: Tensor | None,
     extent: Tensor | None,
     output_offset: Tensor | None,
+    low: float,
+    high: float,
+    activation: int,
+    slope: Tensor | None,
 ) -> Tensor:
-    if base is None:
-        return out
-    assert patch is not None and offset is not None and output_offset is not None
-    size = out.shape[2:]
-    return out + gather_patches(base, patch, image, offset, output_offset, size, 0.0, extent)
+    """The residual added, activated and clamped."""
+    if base is not None:
+        assert patch is not None and offset is not None and output_offset is not None
+        size = out.shape[2:]
+        out = out + gather_patches(base, patch, image, offset, output_offset, size, 0.0, extent)
+    return activate(out, ACTIVATIONS[activation], slope).clamp(low, high)
 
 
 def transposed_patches(
@@ -229,8 +233,7 @@ def transposed_patches(
     if bias is not None:
         out = out + bias.reshape(-1, *[1] * len(size))
     residual = (residual_base, residual_patch, residual_offset, residual_extent)
-    out = _add_residual(out, image, *residual, output_offset)
-    out = activate(out, ACTIVATIONS[activation], slope).clamp(low, high)
+    out = _ended(out, image, *residual, output_offset, low, high, activation, slope)
     return in_channels_last(out.to(base.dtype))
 
 

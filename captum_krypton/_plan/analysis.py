@@ -77,6 +77,11 @@ class Analysis:
     kept: frozenset[ValueId]
     demands: dict[ValueId, Demand]
 
+    @property
+    def view(self) -> View:
+        """The graph and what is known of its values, as rules see them."""
+        return View(self.graph, self.kinds, self.dims)
+
     def full_size(self, value: ValueId, axis: int) -> int | None:
         """The value's size along a window axis; None where it has none."""
         dim = self.dims[value][axis]
@@ -109,7 +114,7 @@ class Analysis:
         for node, rule in zip(self.graph.nodes, self.rules, strict=True):
             if all(self.kinds[v] is Kind.IMAGE for v in node.results):
                 continue
-            changed = self._changed(node)
+            changed = self.view.changed(node)
             # What changes an operand. An output that is whole has intervals for all positions.
             reached = tuple(
                 np.logical_or.reduce([changes[v][axis] for v in changed]) if changed else every
@@ -154,11 +159,6 @@ class Analysis:
                 centres[value] = tuple(places)
                 changes[value] = some
         return Reaches(found, changes.get(self.graph.output, everywhere))
-
-    def _changed(self, node: Node) -> list[ValueId]:
-        """The operands that a window changes, in part or everywhere, each once."""
-        kinds = (Kind.LOCAL, Kind.FULL)
-        return [v for v in dict.fromkeys(node.operands()) if self.kinds[v] in kinds]
 
 
 def analyse(graph: Graph, occluded: ValueId, dims: Dims, *, incremental: bool = True) -> Analysis:

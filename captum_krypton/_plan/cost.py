@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .._capture import Node, resolve
+from .._capture import Node, is_convolution, resolve
 from .._kernels import Rates
 from .._operators import Kind
 from .analysis import Analysis, multiply_accumulates
@@ -36,7 +36,7 @@ def node_costs(analysis: Analysis, rates: Rates) -> tuple[NodeCost, ...]:
         elements = sum(math.prod(graph.size(v, 1)) for v in node.outputs if v >= 0)
         macs = 0 if is_shared(analysis, node) else multiply_accumulates(graph, node)
         rate = rates.linear
-        if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
+        if is_convolution(node):
             named = node.bound()
             groups = resolve(named["groups"], graph.constants.__getitem__, 1)
             channels, inner = graph.size(named["weight"].id, 1)[:2]

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._capture import Graph, Node, Value, ValueId
+from .._capture import Graph, Node, Value, ValueId, is_convolution
 from .._kernels import ACTIVATIONS, convolution_block, join_block
 from .._operators import Kind
 from .analysis import Analysis, multiply_accumulates
@@ -28,7 +28,7 @@ def fused(analysis: Analysis) -> Graph:
     local = [
         node for node, rule in zip(graph.nodes, analysis.rules, strict=True) if rule is not None
     ]
-    convolutions = [node for node in local if _is_convolution(node)]
+    convolutions = [node for node in local if is_convolution(node)]
     # The dearer of two that are added gets the sum.
     convolutions.sort(key=lambda node: -multiply_accumulates(graph, node))
     users = graph.users()
@@ -49,10 +49,6 @@ def fused(analysis: Analysis) -> Graph:
         if id(node) in blocks or id(node) not in gone
     ]
     return Graph(left, graph.inputs, graph.output, graph.shapes, graph.dtypes, graph.constants)
-
-
-def _is_convolution(node: Node) -> bool:
-    return node.name == "aten.convolution" or node.op is convolution_block
 
 
 def _convolution(

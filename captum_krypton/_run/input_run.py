@@ -216,16 +216,10 @@ class InputRun:
     def _by_forward(self, windows: list[int], at_once: int = 1) -> Tensor:
         """Outcomes of some windows by the forward function itself, (windows, N, outputs...)."""
         call = replace(self.call, perturbations=at_once)
-        scores = naive_scores(
-            self.forward,
-            call,
-            self.position,
-            self.untouched.target,
-            windows,
-            lambda rows: None,
-            captum=False,
+        target = self.untouched.target
+        return naive_scores(
+            self.forward, call, self.position, target, windows, lambda rows: None, captum=False
         )
-        return scores
 
     # --- maps
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._capture import Graph, Node, ValueId, resolve
+from .._capture import Graph, Node, ValueId, is_convolution, resolve
 from .._kernels import convolve
 from .layout import in_layout
 
@@ -17,7 +17,7 @@ def prepare_constants(graph: Graph, channels_last: bool) -> dict[ValueId, Tensor
     """The graph's constants with convolution weights in the layout of the activations."""
     constants = dict(graph.constants)
     for node in graph.nodes:
-        if node.name in ("aten.convolution", "captum_krypton.convolution_block"):
+        if is_convolution(node):
             weight = node.operands()[1]
             if weight in constants:
                 constants[weight] = in_layout(constants[weight].detach(), channels_last)

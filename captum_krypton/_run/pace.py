@@ -16,7 +16,8 @@ __all__ = ["Pace", "in_best_batches"]
 _MAPS = 2
 # Seconds of a map that nobody waits for: another path would change its rounding for nothing.
 _SHORT = 0.1
-# The forward function runs several windows together sooner than one by one, by no more than this.
+# What a window in a batch is taken to need of one alone, until it has been seen. One volume alone
+# may take PyTorch's slower loop; where a batch gains more than this, a slower plan is kept.
 _GAIN_OF_COMPANY = 0.6
 # A larger batch has to be faster by this, or it is noise.
 _FASTER = 0.95

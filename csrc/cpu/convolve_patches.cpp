@@ -121,16 +121,13 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
                   " taps an axis, more than one in height or width, and at least ", found.lanes,
                   " channels");
   const bool narrow = !winograd && is_narrow(groups, out_channels, found.panel);
-  const int64_t padded =
-      narrow ? out_channels : groups * round_up(out_channels / groups, found.panel);
+  const int64_t padded = packed_channels(groups, out_channels, narrow, found.panel);
   const int64_t count = kernel[0] * kernel[1] * kernel[2];
   const int64_t expected = depthwise ? count * channels
                            : winograd
                                ? winograd_points(kernel) * winograd_depth(kernel, channels) * padded
                                : count * padded * weight.size(1);
-  check("packed", packed, ScalarType::Float, packed.dim());
-  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == expected, "packed has ",
-                  packed.numel(), " elements; expected ", expected, ", contiguous");
+  const float* const numbers = packed_numbers(packed, expected);
   const Residual residual{residual_base, residual_patch, residual_offset, residual_extent};
   const HeldEnding ending(base, image, out_channels, bias, residual, output_offset, low, high,
                           activation, slope);
@@ -142,7 +139,7 @@ Tensor convolve_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_of
   const HeldRange held_range(winograd, weight, energy, limit, base.size(0));
   const Range range = held_range.range();
   const Convolution conv{held.source(),
-                         packed.const_data_ptr<float>(),
+                         numbers,
                          ending.ending(),
                          written.output(),
                          winograd ? tiles.data() : nullptr,

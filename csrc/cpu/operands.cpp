@@ -97,6 +97,17 @@ const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t 
   return tensor->const_data_ptr<float>();
 }
 
+const float* packed_numbers(const Tensor& packed, int64_t expected) {
+  check("packed", packed, ScalarType::Float, packed.dim());
+  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == expected, "packed has ",
+                  packed.numel(), " elements; expected ", expected, ", contiguous");
+  return packed.const_data_ptr<float>();
+}
+
+int64_t packed_channels(int64_t groups, int64_t out_channels, bool narrow, int64_t panel) {
+  return narrow ? out_channels : groups * round_up(out_channels / groups, panel);
+}
+
 Source Held::source() const {
   const Axes volume = axes_of(base), own = axes_of(patch);
   return {base.const_data_ptr(),

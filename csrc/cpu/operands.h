@@ -1,5 +1,4 @@
-// What convolve_patches, pool_patches and join_patches read and write: tensors, checked, and as the
-// kernels see them.
+// What the operators on patches read and write: tensors, checked, and as the kernels see them.
 #pragma once
 
 #include <torch/headeronly/macros/Macros.h>
@@ -37,6 +36,12 @@ Storage storage_of(const char* name, const Tensor& tensor);
 
 // `count` numbers that lie side by side; null where there is no tensor.
 const float* numbers_of(const char* name, const OptionalTensor& tensor, int64_t count);
+
+// The numbers of a packed weight; fails unless there are `expected`.
+const float* packed_numbers(const Tensor& packed, int64_t expected);
+
+// Output channels of a packed weight, those that fill up panels among them.
+int64_t packed_channels(int64_t groups, int64_t out_channels, bool narrow, int64_t panel);
 
 // Tensors that a source points into; they live as long as it does. Torch's tensors are hidden in
 // each library, and so is what has some.

@@ -112,12 +112,10 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
   }
   const int64_t each = channels / groups;
   const bool narrow = is_narrow(groups, out_channels, found.panel);
-  const int64_t padded = narrow ? out_channels : groups * round_up(weight.size(1), found.panel);
+  const int64_t padded = packed_channels(groups, out_channels, narrow, found.panel);
   const int64_t of_tap = depthwise ? channels : padded * each;  // numbers of the packed weight
   const int64_t expected = taps[0] * taps[1] * taps[2] * of_tap;
-  check("packed", packed, ScalarType::Float, packed.dim());
-  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == expected, "packed has ",
-                  packed.numel(), " elements; expected ", expected, ", contiguous");
+  const float* weights = packed_numbers(packed, expected);
   const Residual residual{residual_base, residual_patch, residual_offset, residual_extent};
   const HeldEnding ending(base, image, out_channels, bias, residual, output_offset, low, high,
                           activation, slope);
@@ -125,7 +123,6 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
   if (written.cells() == 0 || out_channels == 0) {
     return written.out;
   }
-  const float* weights = packed.const_data_ptr<float>();
   Source source = held.source();
   const auto run_phase = [&](const Phase(&phases)[3]) {
     const PhaseCells cells(axes, phases, held.read_offset, written.extent);
