@@ -21,7 +21,13 @@ def narrowed(graph: Graph, part: tuple[tuple[int, int], ...]) -> Graph:
         part: of the output's dimensions behind the batch, the first cell and where the cells end.
     """
     nodes, output = list(graph.nodes), graph.output
-    made = replace(graph, nodes=nodes, shapes=dict(graph.shapes), dtypes=dict(graph.dtypes))
+    made = replace(
+        graph,
+        nodes=nodes,
+        shapes=dict(graph.shapes),
+        dtypes=dict(graph.dtypes),
+        constants=dict(graph.constants),  # new values of this graph have numbers of their own
+    )
     for dim, (start, stop) in enumerate(part, 1):
         shape = made.shapes[output]
         if (start, stop) == (0, shape[dim]):

@@ -161,14 +161,14 @@ def _activation(node: Node) -> str | None:
 
 def _slopes(graph: Graph, convolution: Node, node: Node) -> Tensor | None:
     """The slope of each channel of a PReLU that follows a convolution; None for others."""
+    if node.name not in ("aten.leaky_relu", "aten._prelu_kernel"):
+        return None
     like = graph.constants[convolution.bound()["weight"].id]
     channels = graph.size(node.outputs[0], 1)[1]
     if node.name == "aten.leaky_relu":
         exact = like.dtype in (torch.float32, torch.float64)  # other types round the slope
         return like.new_full((channels,), node.bound()["negative_slope"]) if exact else None
-    slope = None
-    if node.name == "aten._prelu_kernel":
-        slope = graph.constants.get(node.operands()[1])
+    slope = graph.constants.get(node.operands()[1])
     if slope is None or slope.numel() not in (1, channels):
         return None
     if torch.promote_types(slope.dtype, like.dtype) is not like.dtype:

@@ -161,7 +161,8 @@ class CapturedModel:
             compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
         """
         fill = None if isinstance(baseline, Tensor) else baseline
-        return Material(plan, self.constants, self.packs, fill, self.channels_last, compiles)
+        constants = plan.analysis.graph.constants
+        return Material(plan, constants, self.packs, fill, self.channels_last, compiles)
 
     def _crops(
         self, position: int, axes: tuple[int, ...], incremental: bool, part: Part | None

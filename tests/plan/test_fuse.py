@@ -192,3 +192,15 @@ def test_transposed_convolutions_between_clamps(dtype: torch.dtype) -> None:
     covered[..., 2:5, 4:7] = 0
     torch.testing.assert_close(heat.scores[0, 1, 2], network(covered)[0, 7].detach())
     network.double()
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("cut", ["chunk", "unbind"])
+def test_a_convolution_of_which_a_piece_is_read(cut: str, part: int) -> None:
+    """What follows has an output that nothing reads."""
+
+    def forward(x: Tensor) -> Tensor:
+        made = FIRST(x)
+        return made.chunk(2, 1)[part] if cut == "chunk" else made.unbind(1)[part]
+
+    fuse(forward)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from against_captum import check, check_heat_map, check_precision, krypton
+from captum.attr import Occlusion
 from hypothesis import given
 from hypothesis import strategies as st
 from questions import question
@@ -96,6 +97,23 @@ def test_windows_that_cannot_reach_a_pixel_are_not_run(dense: nn.Module, image: 
     assert everything.checked_windows == 2 and report.checked_windows == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_patches_hold_no_more_than_is_asked_for(
+    dense: nn.Module, image: Tensor, dtype: torch.dtype
+) -> None:
+    """A pixel is one cell of the last convolution, and few of the one before."""
+    krypton = KryptonOcclusion(dense.to(dtype))
+
+    def patches(target: tuple[int, ...]) -> list[tuple[int, ...]]:
+        ((rows, _),) = krypton.explain(image.to(dtype), target=target, **QUESTION).plans
+        return [row.patch for row in rows if "convolution" in row.operator]
+
+    own, every = patches(PIXEL), patches(PIXEL[:1])
+    assert own[-1] == (1, 1)
+    assert all(max(few) <= max(many) for few, many in zip(own, every, strict=True))
+    assert max(own[-2]) < max(every[-2])
+
+
 def test_a_plan_says_what_is_not_run(dense: nn.Module, image: Tensor) -> None:
     krypton = KryptonOcclusion(dense)
     report = krypton.heatmap(image, target=PIXEL, **QUESTION).report
@@ -183,3 +201,45 @@ def test_few_plans_are_kept(dense: nn.Module, image: Tensor) -> None:
         krypton.heatmap(image, (3, 32, 48), (3, 32, 48), target=(0, 20, column))
     (model,) = krypton._engine.cache._entries.values()
     assert len(model._plans) <= 64 and len(model._analyses) <= 64
+
+
+def branch(slope: float) -> nn.Sequential:
+    """Convolutions whose activations are positive, so that a slope shows where a window is."""
+    made = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.LeakyReLU(slope), nn.Conv2d(8, 2, 3, padding=1)
+    )
+    for parameter in made[0].parameters():
+        parameter.data.abs_()
+    return made.eval()
+
+
+def test_plans_of_several_inputs_have_slopes_of_their_own() -> None:
+    torch.manual_seed(0)
+    first, second = branch(0.1), branch(0.9)
+
+    def both(a: Tensor, b: Tensor) -> Tensor:
+        return first(a) + second(b)
+
+    inputs = torch.rand(1, 3, 24, 24), torch.rand(1, 3, 24, 24)
+    baseline = torch.full((1, 3, 24, 24), 0.5)
+    baseline[..., :7, :7] = -3.0
+    arguments: dict[str, Any] = {
+        "sliding_window_shapes": ((3, 3, 3),) * 2,
+        "strides": ((3, 1, 1),) * 2,
+        "target": (1, slice(2, 22), 5),
+        "baselines": (baseline, baseline),
+    }
+    made = KryptonOcclusion(both, self_check=False).attribute(inputs, **arguments)
+    for own, expected in zip(made, Occlusion(both).attribute(inputs, **arguments), strict=True):
+        torch.testing.assert_close(own, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_targets_of_other_lengths_do_not_share_values() -> None:
+    """Slices at the end of one target's graph and slopes of another's were numbered alike."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.PReLU(4), nn.Conv2d(4, 3, 1)).eval()
+    x, krypton = torch.rand(1, 3, 16, 16), KryptonOcclusion(network, self_check=False)
+    for target in (1, (2, 5, 5), (1, 4), (2, 5, 5), 0):
+        made = krypton.attribute(x, (3, 3, 3), strides=(3, 1, 1), target=target)
+        expected = Occlusion(network).attribute(x, (3, 3, 3), strides=(3, 1, 1), target=target)
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
