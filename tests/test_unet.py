@@ -140,11 +140,14 @@ def test_a_u_net_is_one_group_of_blocks(axes: int) -> None:
     x = torch.randn(1, 1, *[48] * axes)
     windows = {"sliding_window_shapes": (1, *[5] * axes), "strides": (1, *[5] * axes)}
     explanation = KryptonOcclusion(network).explain(x, **windows)
-    names = [row.operator for row in explanation.plans[0][0]]
+    rows = explanation.plans[0][0]
+    names = [row.operator for row in rows]
     assert names[:5] == [
         *["aten.convolution+prelu"] * 2,
         "aten.transposed_convolution+prelu",
         "aten.cat",
         "aten.convolution",
     ]
+    assert {row.algorithm for row in rows[:2]} <= {"direct", "Winograd"}
+    assert rows[2].algorithm == "direct"
     assert "groups 1," in str(explanation)

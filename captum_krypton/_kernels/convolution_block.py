@@ -34,7 +34,7 @@ def convolve(
 ) -> Tensor:
     """PyTorch's convolution of whole volumes, (N, C, *S).
 
-    Where a batch is one small volume, PyTorch takes a loop that is up to twenty times slower than
+    Where a batch is one small volume, PyTorch takes a loop that is several times slower than
     oneDNN, which it takes for two.
     """
     single = input.dim() == 5 and len(input) == 1 and input.is_cpu

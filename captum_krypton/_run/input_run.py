@@ -34,7 +34,7 @@ from .pace import Pace, in_best_batches
 
 __all__ = ["InputRun", "Untouched"]
 
-_MOST_ROWS = 8  # that the forward function runs together: more gain nothing on a CPU
+_MOST_ROWS = 8  # that the forward function runs together: more gain little, and take memory
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from captum_krypton._kernels import convolve
 
@@ -37,3 +40,26 @@ def test_convolve(
         found = convolve(x, weight, bias, *listed, groups)
         assert found.dtype is dtype
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+class _Ran(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(1, "aten::mkldnn_convolution"), (2, "aten::convolution")]
+)
+def test_one_volume_takes_onednns_convolution(rows: int, expected: str) -> None:
+    x, weight = torch.randn(rows, 2, 5, 5, 5), torch.randn(3, 2, 3, 3, 3)
+    with _Ran() as ran:
+        convolve(x, weight, None, [1] * 3, [0] * 3, [1] * 3, 1)
+    assert ran.names == [expected]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -79,6 +82,25 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolution(x).softmax(3).mean((2, 3))
+
+
+def test_times_of_maps_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the check and the maps took is noted where the decision finds it."""
+    monkeypatch.setattr(pace, "_SHORT", 0.0)
+    monkeypatch.setattr(pace, "_GAIN_OF_COMPANY", 0.0)  # whatever the forward function took
+    torch.manual_seed(0)
+    explainer, x = KryptonOcclusion(Small().eval()), torch.randn(1, 3, 20, 20)
+    windows: dict[str, Any] = {
+        "sliding_window_shapes": (3, 4, 4),
+        "strides": (3, 2, 2),
+        "target": 1,
+    }
+    paths = [explainer.heatmap(x, **windows).report.path for _ in range(3)]
+    assert "naive" not in paths[:2] and paths[2] == "naive"
+    (model,) = explainer._engine.cache._entries.values()
+    (seen,) = model.paces.values()
+    assert seen.maps == 2
+    assert 0 < max(seen.by_plan, seen.alone, seen.together) < math.inf
 
 
 def test_maps_by_the_forward_function_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
