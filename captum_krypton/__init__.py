@@ -1,10 +1,13 @@
 """Occlusion attributions for Captum, many times sooner (KRYPTON, SIGMOD 2019)."""
 
+from . import fills
+from ._ablation import KryptonFeatureAblation, KryptonLayerFeatureAblation
 from ._approximate import Budget, DrillDown, Tuning, ssim
 from ._call import PREDICTED, ArgumentError, OcclusionMap, Report
 from ._explain import Explanation
+from ._fallback import KryptonFallbackWarning
 from ._kernels import BackendInfo, KryptonBackendWarning, backend_info
-from ._occlusion import KryptonFallbackWarning, KryptonOcclusion
+from ._occlusion import KryptonOcclusion
 
 __version__ = "0.1.0"
 
@@ -17,10 +20,13 @@ __all__ = [
     "Explanation",
     "KryptonBackendWarning",
     "KryptonFallbackWarning",
+    "KryptonFeatureAblation",
+    "KryptonLayerFeatureAblation",
     "KryptonOcclusion",
     "OcclusionMap",
     "Report",
     "Tuning",
     "backend_info",
+    "fills",
     "ssim",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -25,21 +23,30 @@ from ._approximate import (
     torch_version,
     tuned,
 )
-from ._call import PREDICTED, ArgumentError, Call, OcclusionMap, Settings, make_call
+from ._call import (
+    PREDICTED,
+    ArgumentError,
+    Call,
+    OcclusionMap,
+    Settings,
+    WindowGrid,
+    averaged,
+    make_call,
+    make_region_call,
+    mean_of,
+)
 from ._engine import Engine
 from ._explain import Explanation, explain
+from ._fallback import FallbackWarnings
 from ._kernels import calibration_of
 from ._plan import Plan
 from ._run import Fallback, RunStatistics, naive_maps
+from .fills import every_baseline, only_baseline
 
-__all__ = ["KryptonFallbackWarning", "KryptonOcclusion"]
+__all__ = ["KryptonOcclusion"]
 
 _Windows = tuple[int, ...] | tuple[tuple[int, ...], ...] | None
 _Strides = int | tuple[int, ...] | tuple[int | tuple[int, ...], ...] | None
-
-
-class KryptonFallbackWarning(UserWarning):
-    """A map was made by Captum's own path; the message says why."""
 
 
 class KryptonOcclusion(Occlusion):  # type: ignore[misc]
@@ -103,7 +110,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             projective_field_threshold, drill_down, tuning, quality, budget
         )
         self._engine = Engine(forward_func, self.settings)
-        self._warned: set[str] = set()
+        self._warn = FallbackWarnings()
 
     @overload
     def attribute(
@@ -155,8 +162,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             strides: distance of neighbouring windows, a number or one a dimension, or one of these
                 for each input. Default: a quarter of the default window, or 1 where the window is
                 given (Captum's default).
-            baselines: what covers a window: a number or a tensor of shape (N, ...) or (1, ...),
-                or one of these for each input. Default: 0.
+            baselines: what covers a window: a number, a tensor of shape (N, ...) or (1, ...), or
+                a fill (see `captum_krypton.fills`), or one of these for each input. Default: 0.
             target: the outcome's index, as in Captum. Default: the class predicted for the
                 untouched input, for each example, where the forward gives several outputs an
                 example. None means None: every output is an outcome.
@@ -174,22 +181,23 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             AssertionError: for arguments that Captum refuses; see `ArgumentError`.
             IndexError: for a target that the output does not have.
         """
-        call = make_call(
-            inputs,
-            sliding_window_shapes,
-            strides,
-            baselines,
-            target,
-            additional_forward_args,
-            perturbations_per_eval,
-        )
-        try:
-            maps = self._engine.maps(call, show_progress, self.approximation)
-        except Fallback as fallback:
-            made: Tensor | tuple[Tensor, ...] = self._captum(call, fallback, show_progress)
-            return made
-        attributions = tuple(m.attribution() for m in maps)
-        return attributions if call.is_tuple else attributions[0]
+        sampled = [
+            self._attributions(
+                make_call(
+                    inputs,
+                    sliding_window_shapes,
+                    strides,
+                    baseline,
+                    target,
+                    additional_forward_args,
+                    perturbations_per_eval,
+                ),
+                show_progress,
+            )
+            for baseline in every_baseline(inputs, baselines)
+        ]
+        attributions = tuple(map(mean_of, zip(*sampled, strict=True)))
+        return attributions if isinstance(inputs, tuple) else attributions[0]
 
     @overload
     def heatmap(
@@ -202,6 +210,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         additional_forward_args: Any = ...,
         perturbations_per_eval: int | None = ...,
         show_progress: bool = ...,
+        *,
+        windows: Sequence[Any] | Tensor | None = ...,
     ) -> OcclusionMap: ...
 
     @overload
@@ -228,33 +238,37 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         additional_forward_args: Any = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        *,
+        windows: Sequence[Any] | Tensor | None = None,
     ) -> OcclusionMap | tuple[OcclusionMap, ...]:
         """The outcome at every window (the paper's M, Eq. 6), and how it was made.
 
-        Takes the arguments of `attribute`.
+        Takes the arguments of `attribute`, and `windows`: for one input, any regions instead of a
+        grid. They are a list of boxes, each a tuple of slices (as `numpy.s_` and
+        `scipy.ndimage.find_objects` give them), one for each dimension but the batch (and the
+        channels); or masks that may overlap, a tensor (regions, ...) of bool that broadcasts to the
+        input's shape. Maps are exact then.
 
         Returns:
-            An `OcclusionMap`; a tuple of them for a tuple of inputs.
+            An `OcclusionMap`; a tuple of them for a tuple of inputs. Of regions, `scores` is
+            (N, regions), or (N, outputs..., regions).
 
         Raises:
             AssertionError: for arguments that Captum refuses; see `ArgumentError`.
             IndexError: for a target that the output does not have.
         """
-        call = make_call(
-            inputs,
-            sliding_window_shapes,
-            strides,
-            baselines,
-            target,
-            additional_forward_args,
-            perturbations_per_eval,
-        )
-        try:
-            maps = self._engine.maps(call, show_progress, self.approximation)
-        except Fallback as fallback:
-            self._warn(fallback)
-            maps = naive_maps(self.forward_func, call, str(fallback), show_progress)
-        return maps if call.is_tuple else maps[0]
+        others = target, additional_forward_args, perturbations_per_eval
+        sampled = []
+        for baseline in every_baseline(inputs, baselines):
+            if windows is None:
+                call = make_call(inputs, sliding_window_shapes, strides, baseline, *others)
+            elif sliding_window_shapes is None and strides is None:
+                call = make_region_call(inputs, windows, baseline, *others)
+            else:
+                raise ArgumentError("windows excludes sliding_window_shapes and strides")
+            sampled.append(self._maps(call, show_progress))
+        maps = tuple(map(averaged, zip(*sampled, strict=True)))
+        return maps if isinstance(inputs, tuple) else maps[0]
 
     def growing(
         self,
@@ -291,7 +305,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             inputs,
             sliding_window_shapes,
             strides,
-            baselines,
+            only_baseline(inputs, baselines),
             target,
             additional_forward_args,
             perturbations_per_eval,
@@ -343,7 +357,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             inputs,
             sliding_window_shapes,
             strides,
-            baselines,
+            only_baseline(inputs, baselines),
             target,
             additional_forward_args,
             perturbations_per_eval,
@@ -404,7 +418,13 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
 
         def heat(image: Tensor, threshold: float) -> Tensor:
             call = make_call(
-                image, sliding_window_shapes, strides, baselines, PREDICTED, None, None
+                image,
+                sliding_window_shapes,
+                strides,
+                only_baseline(image, baselines),
+                PREDICTED,
+                None,
+                None,
             )
             if calls and as_grids(call) != as_grids(calls[0]):
                 raise ArgumentError(
@@ -437,15 +457,33 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             torch_version(),
         )
 
+    def _maps(self, call: Call, show_progress: bool) -> tuple[OcclusionMap, ...]:
+        """The map of each input for one baseline."""
+        try:
+            return self._engine.maps(call, show_progress, self.approximation)
+        except Fallback as fallback:
+            self._warn(fallback)
+            return naive_maps(self.forward_func, call, str(fallback), show_progress)
+
+    def _attributions(self, call: Call, show_progress: bool) -> tuple[Tensor, ...]:
+        """The attributions of each input for one baseline."""
+        try:
+            maps = self._engine.maps(call, show_progress, self.approximation)
+        except Fallback as fallback:
+            made = self._captum(call, fallback, show_progress)
+            return made if call.is_tuple else (made,)
+        return tuple(m.attribution() for m in maps)
+
     def _captum(self, call: Call, fallback: Fallback, show_progress: bool) -> Any:
         """Captum's own path, for what the engine cannot do."""
         self._warn(fallback)
         target = self._engine.resolved_target(call)
+        grids = [grid for grid in call.grids if isinstance(grid, WindowGrid)]
         return Occlusion.attribute.__wrapped__(
             self,
             call.inputs if call.is_tuple else call.inputs[0],
-            sliding_window_shapes=call.windows,
-            strides=call.strides,
+            sliding_window_shapes=tuple(grid.window for grid in grids),
+            strides=tuple(grid.stride for grid in grids),
             baselines=call.baselines if call.is_tuple else call.baselines[0],
             target=target,
             additional_forward_args=call.extra or None,
@@ -453,28 +491,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             show_progress=show_progress,
         )
 
-    def _warn(self, fallback: Fallback) -> None:
-        """Says once for each reason that a map is made by Captum's path."""
-        reason = str(fallback)
-        if fallback.quiet or reason in self._warned:
-            return
-        self._warned.add(reason)
-        warnings.warn(
-            f"this map is made by Captum's own path, at its speed: {reason}",
-            KryptonFallbackWarning,
-            stacklevel=_callers_level(),
-        )
-
 
 def _origins(call: Call, plans: tuple[Plan, ...]) -> tuple[str, ...]:
     """Where the rates come from that each plan is made with: those of the inputs' device."""
     return (calibration_of(call.inputs[0].device).origin,) * len(plans)
-
-
-def _callers_level() -> int:
-    """The stack level of the first caller outside this package, Captum and torch."""
-    inside = ("captum_krypton.", "captum.", "torch.")
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(inside):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -92,6 +92,11 @@ class Approximation:
 
     def check(self, call: Call) -> None:
         """Raises an `ArgumentError` where the windows of a call cannot be approximated so."""
+        if not self.exact and any(grid.paired for grid in call.grids):
+            raise ArgumentError(
+                "windows must lie on a grid for an approximate map: with a list of regions leave "
+                "out projective_field_threshold, drill_down, tuning, quality and budget"
+            )
         if self.drill_down is not None:
             for grid in call.grids:
                 self.drill_down.coarse(grid.counts, grid.axes)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._call import Report
+from .._call import Report, WindowGrid
 from .._operators import Floats, Mask
 from .._plan import Plan
 from .._run import Base, Execution, InputRun, Selection
@@ -301,6 +301,7 @@ def growing(
         prior = run(everything, plan.threshold)
         windows = replace(windows, advance=lambda rows: None)  # all windows are counted
         prior = prior if np.isfinite(prior).all() else None
+    assert isinstance(grid, WindowGrid)  # see `Approximation.check`
     spacing = tuple(grid.stride[axis] / grid.window[axis] for axis in axes)
     limit = None if approximation.budget is None else approximation.budget.windows
     limit = None if limit is None else limit // copies

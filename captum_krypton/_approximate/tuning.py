@@ -14,7 +14,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from .._call import ArgumentError, Call, new_figure
+from .._call import ArgumentError, Call, WindowGrid, new_figure
 from .._operators import Floats
 from .libraries import metrics
 from .quality import ssim
@@ -115,7 +115,8 @@ class Tuning:
 
 def as_grids(call: Call) -> tuple[Any, ...]:
     """A call's windows as a `Tuning` has them."""
-    return tuple((grid.shape, grid.window, grid.stride) for grid in call.grids)
+    grids = [grid for grid in call.grids if isinstance(grid, WindowGrid)]
+    return tuple((grid.shape, grid.window, grid.stride) for grid in grids)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -6,7 +6,8 @@ May use: operators.
 """
 
 from .arguments import PREDICTED, ArgumentError, Call, Predicted, make_call, signature
-from .heatmap import OcclusionMap, Report, map_of
+from .features import Features, make_features, make_region_call
+from .heatmap import OcclusionMap, Report, averaged, map_of, mean_of
 from .optional import new_figure, require
 from .outcome import (
     Part,
@@ -20,22 +21,28 @@ from .outcome import (
 )
 from .progress_bar import progress
 from .settings import Settings
-from .windows import WindowGrid
+from .windows import WindowGrid, Windows
 
 __all__ = [
     "PREDICTED",
     "ArgumentError",
     "Call",
+    "Features",
     "OcclusionMap",
     "Part",
     "Predicted",
     "Report",
     "Settings",
     "WindowGrid",
+    "Windows",
+    "averaged",
     "difference",
     "distances",
     "make_call",
+    "make_features",
+    "make_region_call",
     "map_of",
+    "mean_of",
     "new_figure",
     "part_of",
     "part_target",

@@ -14,9 +14,18 @@ from captum.attr._utils.common import (
 )
 from torch import Tensor
 
-from .windows import WindowGrid
+from .windows import WindowGrid, Windows
 
-__all__ = ["PREDICTED", "ArgumentError", "Call", "Predicted", "make_call", "signature"]
+__all__ = [
+    "PREDICTED",
+    "ArgumentError",
+    "Call",
+    "Predicted",
+    "call_of",
+    "checked_inputs",
+    "make_call",
+    "signature",
+]
 
 
 class ArgumentError(AssertionError, ValueError):
@@ -44,8 +53,6 @@ class Call:
         inputs: the inputs as a tuple, each (N, ...).
         is_tuple: whether the user gave a tuple.
         grids: the windows of each input.
-        windows: the windows' shapes, as Captum takes them.
-        strides: the strides, as Captum takes them.
         baselines: a number or a tensor for each input.
         target: Captum's target, or `PREDICTED`.
         extra: the additional forward arguments.
@@ -54,9 +61,7 @@ class Call:
 
     inputs: tuple[Tensor, ...]
     is_tuple: bool
-    grids: tuple[WindowGrid, ...]
-    windows: tuple[tuple[int, ...], ...]
-    strides: tuple[Any, ...]
+    grids: tuple[Windows, ...]
     baselines: tuple[Any, ...]
     target: Any
     extra: tuple[Any, ...]
@@ -111,40 +116,68 @@ def make_call(
         ArgumentError: an AssertionError and a ValueError, for anything else that cannot be used.
         TypeError: for inputs that are not tensors.
     """
-    is_tuple = isinstance(inputs, tuple)
-    formatted = _format_tensor_into_tuples(inputs)
-    for i, tensor in enumerate(formatted):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"inputs[{i}] must be a tensor, not {type(tensor).__name__}")
-        if tensor.dim() == 0:
-            raise ArgumentError(f"inputs[{i}] must have a batch dimension, but is a 0-d tensor")
-    _check_rows(formatted)
+    formatted = checked_inputs(inputs)
     if sliding_window_shapes is None:
         sliding_window_shapes = tuple(default_window(t) for t in formatted)
         if strides is None:
             strides = tuple(default_stride(t) for t in formatted)
-            strides = strides if is_tuple else strides[0]
+            strides = strides if isinstance(inputs, tuple) else strides[0]
     windows = _windows(sliding_window_shapes, formatted)
     steps = _strides(strides, formatted)
     grids = tuple(
         _grid(i, tensor, window, step)
         for i, (tensor, window, step) in enumerate(zip(formatted, windows, steps, strict=True))
     )
+    return call_of(
+        inputs, grids, baselines, target, additional_forward_args, perturbations_per_eval
+    )
+
+
+def call_of(
+    inputs: Any,
+    grids: tuple[Windows, ...],
+    baselines: Any,
+    target: Any,
+    additional_forward_args: Any,
+    perturbations_per_eval: Any,
+) -> Call:
+    """The call for checked inputs and their windows, with the other arguments checked.
+
+    Raises:
+        AssertionError: where Captum raises it.
+        ArgumentError: an AssertionError and a ValueError, for anything else that cannot be used.
+    """
+    formatted = _format_tensor_into_tuples(inputs)
     _check_perturbations(perturbations_per_eval)
     _, formatted_baselines = _format_input_baseline(inputs, baselines)
     _validate_baselines(formatted, formatted_baselines)
     extra = _format_additional_forward_args(additional_forward_args) or ()
     return Call(
         formatted,
-        is_tuple,
+        isinstance(inputs, tuple),
         grids,
-        windows,
-        steps,
         formatted_baselines,
         target,
         tuple(extra),
         perturbations_per_eval,
     )
+
+
+def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    """The inputs as a tuple of tensors with as many rows each.
+
+    Raises:
+        ArgumentError: for a tensor without rows, or with others than the first.
+        TypeError: for inputs that are not tensors.
+    """
+    formatted: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
+    for i, tensor in enumerate(formatted):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"inputs[{i}] must be a tensor, not {type(tensor).__name__}")
+        if tensor.dim() == 0:
+            raise ArgumentError(f"inputs[{i}] must have a batch dimension, but is a 0-d tensor")
+    _check_rows(formatted)
+    return formatted
 
 
 def default_window(tensor: Tensor) -> tuple[int, ...]:

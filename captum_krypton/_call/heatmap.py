@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .optional import new_figure
-from .windows import WindowGrid
+from .windows import WindowGrid, Windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["OcclusionMap", "Report", "map_of"]
+__all__ = ["OcclusionMap", "Report", "averaged", "map_of", "mean_of"]
 
 
 @dataclass(frozen=True)
@@ -87,37 +88,38 @@ class OcclusionMap:
         grid: where the windows lie.
         target: the target that the outcome was selected with, as Captum takes it.
         report: how the map was made.
+        spread: the standard deviation of the outcome over several baselines, of the shape of
+            `scores`, which is their mean then; None for one baseline.
     """
 
     scores: Tensor
     reference: Tensor
-    grid: WindowGrid
+    grid: Windows
     target: Any
     report: Report
+    spread: Tensor | None = None
 
-    def attribution(self) -> Tensor:
+    def attribution(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Captum's attribution of this map.
 
         The mean, over the windows that cover a cell, of the drop of the outcome.
 
+        Args:
+            dtype: what type it is to have.
+
         Returns:
-            float32, (outcomes, *input shape): one row an example for one target an example, one
-            row an output of every example for `target=None`, as in `captum.attr.Occlusion`.
+            (outcomes, *input shape): one row an example for one target an example, one
+            row an output of every example for `target=None`, as in `captum.attr.Occlusion`. Not a
+            number in cells that no window covers, where windows are a list.
         """
-        counts, shape = self.grid.counts, self.grid.shape
+        counts = self.grid.counts
         scores = self.scores.reshape(-1, *counts)
         reference = self.reference.reshape(-1, *([1] * len(counts)))
-        out = torch.empty((scores.shape[0], *shape), dtype=torch.float32, device=scores.device)
-        cover = [torch.from_numpy(self.grid.cover(d)).to(scores.device) for d in range(len(counts))]
+        shape = scores.shape[0], *self.grid.shape
+        out = torch.empty(shape, dtype=dtype, device=scores.device)
         for row in range(scores.shape[0]):
-            total = reference[row].double() - scores[row].double()
-            for dim, matrix in enumerate(cover):
-                total = _contract(total, matrix, dim)
-            for dim, matrix in enumerate(cover):
-                total = total / matrix.sum(1).reshape(
-                    [-1 if d == dim else 1 for d in range(len(shape))]
-                )
-            out[row] = total
+            drop = reference[row].double() - scores[row].double()
+            out[row] = self.grid.spread(drop[None])[0]
         return out
 
     def extent(self, size: tuple[int, int] | None = None) -> tuple[float, float, float, float]:
@@ -130,9 +132,9 @@ class OcclusionMap:
             Left, right, bottom and top, in pixels: matplotlib's `extent`.
 
         Raises:
-            ValueError: where the map does not have two window axes.
+            ValueError: where the map does not have two window axes, or is of regions.
         """
-        grid = self.grid
+        grid = self._window_grid("extent")
         axes = [d for d, count in enumerate(grid.counts) if count > 1]
         if len(axes) != 2:
             raise ValueError(f"a map with two window axes has an extent, not one of {grid.counts}")
@@ -158,12 +160,21 @@ class OcclusionMap:
 
         Returns:
             float64, (n + 1, n + 1).
+
+        Raises:
+            ValueError: where the map is of regions.
         """
-        first = 1 if len(self.grid.shape) > 1 else 0
-        window, stride = np.array(self.grid.window[first:]), self.grid.stride[first:]
+        grid = self._window_grid("grid_affine")
+        first = 1 if len(grid.shape) > 1 else 0
+        window, stride = np.array(grid.window[first:]), grid.stride[first:]
         matrix = np.diag([*map(float, stride), 1.0])
         matrix[:-1, -1] = (window - 1) / 2
         return matrix
+
+    def _window_grid(self, used_by: str) -> WindowGrid:
+        if not isinstance(self.grid, WindowGrid):
+            raise ValueError(f"{used_by} is for windows on a grid, not for {self.grid}")
+        return self.grid
 
     def plot(
         self, image: Any = None, *, example: int = 0, output: int | tuple[int, ...] | None = None
@@ -183,8 +194,8 @@ class OcclusionMap:
             A matplotlib figure.
 
         Raises:
-            ValueError: where the map does not have two window axes, or has several outputs and
-                `output` is not given.
+            ValueError: where the map does not have two window axes, is of regions, or has several
+                outputs and `output` is not given.
             ImportError: without matplotlib (the extra `plot`).
         """
         scores = self.scores[example]
@@ -196,6 +207,7 @@ class OcclusionMap:
             raise ValueError(
                 f"output must say which of the outputs {tuple(reference.shape)} to draw"
             )
+        self._window_grid("plot")
         scores = scores.squeeze()
         if scores.dim() != 2:
             raise ValueError(
@@ -222,14 +234,6 @@ class OcclusionMap:
             panel.set_axis_off()
         figure.colorbar(drawn, ax=panels[-1])
         return figure
-
-
-def _contract(total: Tensor, matrix: Tensor, dim: int) -> Tensor:
-    """Sums the windows along one dimension over the cells that each covers."""
-    if matrix.shape[1] == 1 and bool((matrix == 1).all()):
-        return total.expand(*total.shape[:dim], matrix.shape[0], *total.shape[dim + 1 :])
-    summed: Tensor = torch.tensordot(matrix, total, dims=([1], [dim]))
-    return summed.movedim(0, dim)
 
 
 def colour_range(p: float) -> tuple[float, float]:
@@ -261,12 +265,49 @@ def as_picture(image: Any) -> np.ndarray[Any, Any]:
 
 
 def map_of(
-    grid: WindowGrid, scores: Tensor, reference: Tensor, target: Any, report: Report
+    grid: Windows, scores: Tensor, reference: Tensor, target: Any, report: Report
 ) -> OcclusionMap:
     """The map of a grid's windows, from their outcomes (N, windows, outputs...)."""
     counts = grid.counts
-    if len(counts) > 1 and counts[0] == 1:
+    if not grid.paired and len(counts) > 1 and counts[0] == 1:
         counts = counts[1:]
     ordered = scores.movedim(1, -1)
     ordered = ordered.reshape(*ordered.shape[:-1], *counts)
     return OcclusionMap(ordered, reference, grid, target, report)
+
+
+def averaged(maps: Sequence[OcclusionMap]) -> OcclusionMap:
+    """The mean of maps that differ in their baseline; one map as it is."""
+    first, *others = maps
+    if not others:
+        return first
+    scores = torch.stack([heat.scores for heat in maps])
+    reports = [heat.report for heat in maps]
+
+    def total(name: str) -> Any:
+        return sum(getattr(report, name) for report in reports)
+
+    counted = [
+        "seconds",
+        "setup_seconds",
+        "batches",
+        "predicted_seconds",
+        "checked_windows",
+        "windows_evaluated",
+        "windows_exact",
+        "batches_replayed",
+    ]
+    largest = max(report.largest_check_error for report in reports)
+    sums = {name: total(name) for name in counted}
+    report = replace(reports[-1], largest_check_error=largest, **sums)
+    spread = scores.double().std(0, correction=0).to(scores.dtype)
+    mean = mean_of([heat.scores for heat in maps])
+    return replace(first, scores=mean, report=report, spread=spread)
+
+
+def mean_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors of one shape and type, summed in float64; one tensor as it is."""
+    first, *others = tensors
+    if not others:
+        return first
+    return torch.stack(list(tensors)).double().mean(0).to(first.dtype)

@@ -3,13 +3,71 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from .._operators import Reach
+from .._operators import Floats, Integers, Reach
 
-__all__ = ["WindowGrid"]
+__all__ = ["WindowGrid", "Windows", "covered_cells", "window_axes"]
+
+
+class Windows(Protocol):
+    """Where the windows of one input lie."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether a window has one position, the same along all dimensions.
+
+        Else there is a window for every combination of positions.
+        """
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Which cells of its box a window covers, see `RegionList`; None for all."""
+
+    @property
+    def layers(self) -> Integers:
+        """The layer of labels that each window has."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The input's shape without its batch dimension."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The size of a map; its product is `total`."""
+
+    @property
+    def total(self) -> int:
+        """Windows in all."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The window axes."""
+
+    def along(self, dim: int) -> Reach:
+        """The interval that each window position covers along a dimension (0: channels)."""
+
+    def positions(self, windows: Sequence[int]) -> tuple[Integers, ...]:
+        """The position of some windows along each dimension."""
+
+    def cells(self, windows: Sequence[int], device: torch.device) -> Tensor:
+        """Which cells some windows cover, (windows, *shape), bool; sizes of 1 stand for all."""
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The mean, over the windows that cover a cell, of a value a window.
+
+        Args:
+            values: (rows, *counts).
+
+        Returns:
+            (rows, *shape).
+        """
 
 
 @dataclass(frozen=True)
@@ -32,6 +90,21 @@ class WindowGrid:
     stride: tuple[int, ...]
 
     @property
+    def paired(self) -> bool:
+        """Windows are all combinations of positions."""
+        return False
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Every window is its box."""
+        return None
+
+    @property
+    def layers(self) -> Integers:
+        """There are no labels."""
+        return np.zeros(0, np.int64)
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Windows along each dimension."""
         return tuple(
@@ -47,16 +120,67 @@ class WindowGrid:
     @property
     def axes(self) -> tuple[int, ...]:
         """The window axes: the dimensions but the channels, the last three at most."""
-        first = 1 if len(self.shape) > 1 else 0
-        return tuple(range(first, len(self.shape)))[-3:]
+        return window_axes(self.shape)
 
     def along(self, dim: int) -> Reach:
         """The interval that each window position covers along a dimension (0: channels)."""
         start = np.arange(self.counts[dim], dtype=np.int64) * self.stride[dim]
         return Reach(start, np.minimum(start + self.window[dim], self.shape[dim]))
 
-    def cover(self, dim: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        """(cells, positions): 1 where a window position covers a cell along a dimension."""
+    def positions(self, windows: Sequence[int]) -> tuple[Integers, ...]:
+        """The position of some windows along each dimension, from their row-major numbers."""
+        return np.unravel_index(np.array(windows, np.int64), self.counts)
+
+    def cells(self, windows: Sequence[int], device: torch.device) -> Tensor:
+        """Which cells some windows cover, (windows, *shape), bool; sizes of 1 stand for all."""
+        return covered_cells(self, windows, device)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The mean, over the windows that cover a cell, of a value a window.
+
+        Args:
+            values: (rows, *counts).
+
+        Returns:
+            (rows, *shape).
+        """
+        for dim in range(len(self.shape)):
+            cover = torch.from_numpy(self._cover(dim)).to(values.device, values.dtype)
+            values = _contracted(values, cover, dim + 1)
+        return values
+
+    def _cover(self, dim: int) -> Floats:
+        """(cells, positions): the share of each window position in a cell's mean."""
         reach = self.along(dim)
         cells = np.arange(self.shape[dim])[:, None]
-        return ((cells >= reach.start) & (cells < reach.stop)).astype(np.float64)
+        inside = ((cells >= reach.start) & (cells < reach.stop)).astype(np.float64)
+        shares: Floats = inside / inside.sum(1, keepdims=True)
+        return shares
+
+
+def window_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The dimensions of an input but the channels, the last three at most."""
+    first = 1 if len(shape) > 1 else 0
+    return tuple(range(first, len(shape)))[-3:]
+
+
+def covered_cells(grid: Windows, windows: Sequence[int], device: torch.device) -> Tensor:
+    """The cells in the boxes of some windows, (windows, *shape), bool; sizes of 1 stand for all."""
+    covered = torch.ones((len(windows), *[1] * len(grid.shape)), dtype=torch.bool, device=device)
+    for dim, position in enumerate(grid.positions(windows)):
+        reach, cell = grid.along(dim), np.arange(grid.shape[dim])
+        start, stop = reach.start[position][:, None], reach.stop[position][:, None]
+        inside = (cell >= start) & (cell < stop)
+        if not inside.all():
+            line = [1] * covered.dim()
+            line[0], line[dim + 1] = inside.shape
+            covered = covered & torch.from_numpy(inside).reshape(line).to(device)
+    return covered
+
+
+def _contracted(values: Tensor, matrix: Tensor, dim: int) -> Tensor:
+    """Sums the windows along one dimension over the cells that each covers."""
+    if matrix.shape[1] == 1 and bool((matrix == 1).all()):
+        return values.expand(*values.shape[:dim], matrix.shape[0], *values.shape[dim + 1 :])
+    summed: Tensor = torch.tensordot(matrix, values, dims=([1], [dim]))
+    return summed.movedim(0, dim)

@@ -22,6 +22,7 @@ __all__ = [
     "Integers",
     "Interval",
     "Mask",
+    "Positions",
     "Reach",
     "align",
     "bounded",
@@ -31,6 +32,7 @@ __all__ = [
     "hull",
     "index_map_demand",
     "index_map_reach",
+    "numbers",
     "same_boxes",
     "shift",
     "union",
@@ -42,6 +44,8 @@ __all__ = [
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+# Window positions along an axis: neighbouring ones, or any.
+Positions = slice | Integers
 Interval = tuple[int, int]  # cells from the first up to the second; none where these are equal
 
 
@@ -72,7 +76,7 @@ class Reach:
         found: Mask = self.stop > self.start
         return found
 
-    def segment(self, positions: slice) -> Reach:
+    def segment(self, positions: Positions) -> Reach:
         """The intervals of some of the window positions."""
         return Reach(self.start[positions], self.stop[positions])
 
@@ -113,6 +117,13 @@ class Box:
     def is_whole(self, size: int) -> bool:
         """Whether every patch is the whole volume."""
         return self.size == size and self.extent is None and not self.offset.any()
+
+
+def numbers(positions: Positions) -> Integers:
+    """Window positions one by one."""
+    if isinstance(positions, slice):
+        return np.arange(positions.start, positions.stop, dtype=np.int64)
+    return positions
 
 
 def same_boxes(a: tuple[Box | None, ...], b: tuple[Box | None, ...]) -> bool:

@@ -15,6 +15,7 @@ from .._operators import (
     Interval,
     Kind,
     Mask,
+    Positions,
     Reach,
     Rule,
     View,
@@ -44,10 +45,18 @@ class Reaches:
     intervals: dict[ValueId, tuple[Reach | None, ...]]
     outcome: tuple[Mask, ...]
 
-    @property
-    def reached(self) -> tuple[slice, ...]:
-        """For each axis, the shortest range that holds these positions; of one at least."""
-        found = []
+    def reached(self, paired: bool) -> tuple[Positions, ...]:
+        """For each axis, the positions of windows that can change the outcome; of one at least.
+
+        Args:
+            paired: whether a window has the same position along all axes; else the positions of an
+                axis are the shortest range that holds those that can.
+        """
+        if paired:
+            both = np.logical_and.reduce(self.outcome)
+            positions = np.flatnonzero(both) if both.any() else np.zeros(1, int)
+            return (positions,) * len(self.outcome)
+        found: list[Positions] = []
         for positions in self.outcome:
             numbers = np.flatnonzero(positions) if positions.any() else np.zeros(1, int)
             found.append(slice(int(numbers[0]), int(numbers[-1]) + 1))

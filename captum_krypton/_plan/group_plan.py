@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from .._capture import Node, ValueId
-from .._operators import Algorithm, Boxes, PatchRule, Rule, same_boxes
+from .._operators import Algorithm, Boxes, PatchRule, Positions, Rule, numbers, same_boxes
 from .analysis import Analysis
 from .cost import NodeCost, is_shared
 from .workload import Workload
@@ -26,32 +29,45 @@ class GroupPlan:
         macs: mean multiply-accumulates of each operator for a window (Eq. 15).
         call: predicted time that a batch takes besides.
         row_bytes: memory that one window needs at the worst moment.
+        rows: the most rows in a batch.
+        positions: window positions of the group, over the window axes.
     """
 
-    segments: tuple[slice, ...]
+    segments: tuple[Positions, ...]
     boxes: dict[ValueId, Boxes]
     algorithms: dict[ValueId, Algorithm]
     seconds: tuple[float, ...]
     macs: tuple[float, ...]
     call: float
     row_bytes: int
-
-    @property
-    def positions(self) -> int:
-        """Window positions of the group, over the window axes."""
-        return math.prod(s.stop - s.start for s in self.segments)
+    rows: int
+    positions: int
 
 
-def plan_group(work: Workload, segments: tuple[slice, ...], element_bytes: int) -> GroupPlan:
-    """The plan of the windows at the positions of the segments."""
-    return _Planner(work, segments).planned(element_bytes)
+def plan_group(
+    work: Workload,
+    segments: tuple[Positions, ...],
+    paired: bool,
+    batch_size: Callable[[int], int],
+    element_bytes: int,
+) -> GroupPlan:
+    """The plan of the windows at the positions of the segments.
+
+    Args:
+        work: what is to be planned.
+        segments: for each window axis, the positions along it.
+        paired: whether a window has the same position along all axes.
+        batch_size: from the bytes of a row to the most rows in a batch.
+        element_bytes: bytes of one element.
+    """
+    return _Planner(work, segments, paired).planned(batch_size, element_bytes)
 
 
 class _Planner:
     """Goes through the operators and notes how each is computed for the windows of a group."""
 
-    def __init__(self, work: Workload, segments: tuple[slice, ...]) -> None:
-        self.work, self.segments = work, segments
+    def __init__(self, work: Workload, segments: tuple[Positions, ...], paired: bool) -> None:
+        self.work, self.segments, self.paired = work, segments, paired
         self.analysis, self.graph, self.rates = work.analysis, work.analysis.graph, work.means.rates
         occluded = self.analysis.occluded
         self.boxes: dict[ValueId, Boxes] = {occluded: work.boxes(occluded, segments)}
@@ -61,7 +77,7 @@ class _Planner:
         self.macs: list[float] = []
         self.call = 0.0
 
-    def planned(self, element_bytes: int) -> GroupPlan:
+    def planned(self, batch_size: Callable[[int], int], element_bytes: int) -> GroupPlan:
         """The plan of the group."""
         for node, rule, cost in self.work.operators():
             if rule is not None and not rule.on_volumes(self.boxes):
@@ -72,6 +88,8 @@ class _Planner:
             else:
                 self._on_volumes(node, rule, cost)
         elements = _most_elements(self.analysis, self.boxes, self.algorithms, self.rooms)
+        row_bytes = int(elements * element_bytes)
+        lengths = [len(numbers(positions)) for positions in self.segments]
         return GroupPlan(
             self.segments,
             self.boxes,
@@ -79,7 +97,9 @@ class _Planner:
             tuple(self.seconds),
             tuple(self.macs),
             self.call,
-            int(elements * element_bytes),
+            row_bytes,
+            batch_size(row_bytes),
+            lengths[0] if self.paired else math.prod(lengths),
         )
 
     def _local(self, node: Node) -> list[ValueId]:
@@ -99,12 +119,7 @@ class _Planner:
     def _on_patches(self, node: Node, rule: Rule, cost: NodeCost) -> None:
         local, value = self._local(node), rule.outputs[0]
         self._place(rule)
-        share = room = 1.0
-        for axis, box in enumerate(self.boxes[value]):
-            full = self.analysis.full_size(value, axis)
-            if box is not None and full is not None:
-                share *= float(box.cells.mean()) / full
-                room *= box.size / full
+        share, room = self._shares(value)
         algorithm, spent = rule.algorithm(self.boxes[value], self.work.means)
         if algorithm is not Algorithm.TORCH:
             self.call += self.rates.kernel
@@ -121,6 +136,16 @@ class _Planner:
         self.macs.append(cost.macs * share)
         self.algorithms.update(dict.fromkeys(rule.outputs, algorithm))
         self.rooms.update(dict.fromkeys(node.results, room))
+
+    def _shares(self, value: ValueId) -> tuple[float, float]:
+        """How much of a whole volume patches have, by their cells and by their room."""
+        sizes = [self.analysis.full_size(value, axis) for axis in range(len(self.segments))]
+        present = [(b, n) for b, n in zip(self.boxes[value], sizes, strict=True) if b and n]
+        room = math.prod(box.size / full for box, full in present)
+        if not self.paired:
+            return math.prod(float(box.cells.mean()) / full for box, full in present), room
+        shares = [box.cells / full for box, full in present]
+        return float(np.mean(math.prod(shares))), room
 
     def _place(self, rule: Rule) -> None:
         """Where the patches of the rule's outputs lie."""

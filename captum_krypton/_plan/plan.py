@@ -11,20 +11,19 @@ window reaches, and no others.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from .._call import WindowGrid
-from .._operators import Kind, Mask, Means
+from .._call import Windows
+from .._operators import Kind, Mask, Means, Positions, numbers
 from .analysis import Analysis
 from .batch_size import Room
 from .cost import NodeCost, node_costs
 from .group_plan import GroupPlan, plan_group
-from .segments import Segmenter
+from .segments import PairedSegmenter, Segmenter
 from .workload import Workload
 
 __all__ = ["Plan", "make_plan"]
@@ -53,9 +52,9 @@ class Plan:
     """
 
     analysis: Analysis
-    grid: WindowGrid
+    grid: Windows
     axes: tuple[int, ...]
-    reached: tuple[slice, ...]
+    reached: tuple[Positions, ...]
     groups: tuple[GroupPlan, ...]
     head: int
     images: int
@@ -76,7 +75,10 @@ class Plan:
             (g.segments, tuple(sorted((v, a.value) for v, a in g.algorithms.items())))
             for g in self.groups
         )
-        segments = tuple((tuple((s.start, s.stop) for s in cut), used) for cut, used in groups)
+        if self.grid.paired:  # each list has boxes of its own: they are run alike
+            algorithms = tuple(sorted({used for _, used in groups}))
+            return "regions", self.images, self.head, self.threshold, algorithms
+        segments = tuple((tuple(map(_ends, cut)), used) for cut, used in groups)
         return self.grid, self.images, self.batch_size, self.head, self.threshold, segments
 
     @property
@@ -89,7 +91,7 @@ class Plan:
     @property
     def batch_bytes(self) -> int:
         """Memory that one batch is expected to take at the worst moment."""
-        return self.batch_size * max(group.row_bytes for group in self.groups)
+        return max(group.rows * group.row_bytes for group in self.groups)
 
     @property
     def others(self) -> tuple[int, ...]:
@@ -99,12 +101,17 @@ class Plan:
     @property
     def copies(self) -> int:
         """Windows that differ only along dimensions such as channels."""
+        if self.grid.paired:
+            return 1
         return math.prod(self.grid.counts[d] for d in self.others)
 
     @cached_property
     def runs(self) -> Mask:
         """Which windows are run, (windows,) in row-major order; the others change no outcome."""
         found = np.zeros(self.grid.counts, bool)
+        if self.grid.paired:
+            found[self.reached[0]] = True
+            return found
         where = dict(zip(self.axes, self.reached, strict=True))
         found[tuple(where.get(dim, slice(None)) for dim in range(found.ndim))] = True
         return found.reshape(-1)
@@ -139,7 +146,7 @@ class Plan:
         return windows * self.macs_full / macs if macs else 1.0
 
     def _batches(self, group: GroupPlan) -> int:
-        return math.ceil(self.copies * group.positions / self.batch_size)
+        return math.ceil(self.copies * group.positions / group.rows)
 
     @property
     def base_seconds(self) -> float:
@@ -162,7 +169,7 @@ class Plan:
 
 def make_plan(
     analysis: Analysis,
-    grid: WindowGrid,
+    grid: Windows,
     axes: tuple[int, ...],
     *,
     means: Means,
@@ -170,7 +177,7 @@ def make_plan(
     images: int,
     element_bytes: int,
     threshold: float = 1.0,
-    reached: tuple[slice, ...] | None = None,
+    reached: tuple[Positions, ...] | None = None,
 ) -> Plan:
     """Cuts the axes into segments and chooses the batch size.
 
@@ -187,25 +194,28 @@ def make_plan(
             those that can change the outcome by this analysis.
     """
     reaches = analysis.reaches(tuple(grid.along(dim) for dim in axes), threshold)
-    reached = reaches.reached if reached is None else reached
+    reached = reaches.reached(grid.paired) if reached is None else reached
     work = Workload(analysis, reaches.intervals, node_costs(analysis, means.rates), means)
-    segmenters = [Segmenter(work, axis, reached) for axis in range(len(axes))]
+
+    def batch_size(row_bytes: int) -> int:
+        return room.batch_size(base, row_bytes)
+
+    cutter = PairedSegmenter(work, reached) if grid.paired else Segmenter(work, reached)
     base = element_bytes * sum(math.prod(analysis.graph.size(v, 1)) for v in analysis.kept)
     side_by_side = room.images(base, images)
     base *= side_by_side
     head = _head(analysis)
-    most = _MAX_SEGMENTS if any(segmenter.matters for segmenter in segmenters) else 1
+    most = _MAX_SEGMENTS if cutter.matters else 1
     best: Plan | None = None
     worse = 0
-    longest = max((positions.stop - positions.start for positions in reached), default=1)
+    longest = max((len(numbers(positions)) for positions in reached), default=1)
     for count in range(1, min(most, longest) + 1):
-        cuts = [segmenter.cut(count) for segmenter in segmenters]
         groups = tuple(
-            plan_group(work, segments, element_bytes) for segments in itertools.product(*cuts)
+            plan_group(work, segments, grid.paired, batch_size, element_bytes)
+            for segments in cutter.cut(count)
         )
-        row_bytes = max(group.row_bytes for group in groups)
-        batch = room.batch_size(base, row_bytes)
-        memory = base + batch * row_bytes
+        batch = max(group.rows for group in groups)
+        memory = base + max(group.rows * group.row_bytes for group in groups)
         plan = Plan(
             analysis,
             grid,
@@ -227,6 +237,11 @@ def make_plan(
             break
     assert best is not None
     return best
+
+
+def _ends(positions: Positions) -> tuple[int, int]:
+    cells = numbers(positions)
+    return int(cells[0]), int(cells[-1]) + 1
 
 
 def _head(analysis: Analysis) -> int:

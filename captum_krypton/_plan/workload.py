@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .._capture import Node, ValueId
-from .._operators import Box, Boxes, Means, Reach, Rule, align, exact
+from .._operators import Box, Boxes, Means, Positions, Reach, Rule, align, exact
 from .analysis import Analysis
 from .cost import NodeCost
 
@@ -47,7 +47,7 @@ class Workload:
     def boxes(
         self,
         value: ValueId,
-        segments: tuple[slice, ...],
+        segments: tuple[Positions, ...],
         alignment: Callable[[int], tuple[int, int]] | None = None,
         *,
         ragged: bool = False,

@@ -10,11 +10,12 @@ from .._capture import ValueId
 from .._operators import Dims
 from .layout import in_layout, to_block
 
-__all__ = ["FILL", "Base"]
+__all__ = ["FILL", "LABELS", "Base"]
 
 # The key of a tensor that windows are filled with, among the base's values. (-1 is an output that
 # nothing reads.)
 FILL: ValueId = -2
+LABELS: ValueId = -3  # the same for the numbers of regions
 
 
 class Base:

@@ -106,9 +106,11 @@ class GroupRun:
     def batches(self, statistics: RunStatistics, start: int = 0) -> Batches:
         """Runs the group from a row on."""
         total = len(self.order)
-        rest = -(-(total - start) // statistics.batch_size)
+        most = min(statistics.batch_size, self.group.planned.rows)
+        rest = -(-(total - start) // most)
         while start < total:
-            rows = min(statistics.batch_size, -(-(total - start) // max(rest, 1)))
+            most = min(statistics.batch_size, self.group.planned.rows)
+            rows = min(most, -(-(total - start) // max(rest, 1)))
             try:
                 values = self.values(Batch(start, rows), statistics.clock)
             except RuntimeError as error:

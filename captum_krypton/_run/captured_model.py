@@ -133,7 +133,7 @@ class CapturedModel:
         def made() -> Plan:
             axes = grid.axes
             exact = self._analysis(position, axes, True, part)
-            reached = exact.reaches(tuple(grid.along(dim) for dim in axes)).reached
+            reached = exact.reaches(tuple(grid.along(dim) for dim in axes)).reached(grid.paired)
             plans = [
                 make_plan(
                     self._analysis(position, axes, incremental, part),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._capture import ValueId
 from .._kernels import Patches, gather_patches
-from .._operators import Algorithm, Box, Boxes, Dims, Frame, Kind, same_boxes
+from .._operators import Algorithm, Box, Boxes, Dims, Frame, Integers, Kind, numbers, same_boxes
 from .._plan import GroupPlan, Plan
 from .base import Base
 from .head import frontier
@@ -24,6 +24,9 @@ __all__ = ["Material", "Selection", "WindowGroup"]
 
 Packed = TypeVar("Packed")
 Selection = npt.NDArray[np.bool_]  # (images, windows), windows in row-major order
+
+# Each row's image, its place in the result, and its position along the other dimensions and axes.
+_Rows = tuple[Integers, Integers, dict[int, Integers], list[Integers]]
 
 
 @dataclass(frozen=True)
@@ -104,26 +107,39 @@ class WindowGroup:
     def _index(self, images: int, selected: Selection | None) -> None:
         """For every row: its image, its position along each axis, and its place in the result."""
         plan = self.plan
-        counts = plan.grid.counts
-        ranges: list[Any] = [np.arange(images)]
-        ranges += [np.arange(counts[d]) for d in plan.others]
-        ranges += [np.arange(s.start, s.stop) for s in self.planned.segments]
-        mesh = [m.reshape(-1) for m in np.meshgrid(*ranges, indexing="ij")]
-        where = dict(zip((*plan.others, *plan.axes), mesh[1:], strict=True))
-        order = mesh[0]
-        for dim, count in enumerate(counts):
-            order = order * count + where[dim]
-        self.image = mesh[0]
+        indexed = self._paired(images) if plan.grid.paired else self._combined(images)
+        self.image, order, self.other, self.position = indexed
         if selected is not None:
             rows = selected.reshape(-1)[order]
             self.image, order = self.image[rows], order[rows]
-            where = {dim: positions[rows] for dim, positions in where.items()}
+            self.other = {dim: positions[rows] for dim, positions in self.other.items()}
+            self.position = [positions[rows] for positions in self.position]
         self.order = self.to_device(order)
-        self.other = {d: where[d] for d in plan.others}
-        self.position = [
-            where[dim] - segment.start
-            for dim, segment in zip(plan.axes, self.planned.segments, strict=True)
-        ]
+
+    def _combined(self, images: int) -> _Rows:
+        """A row for every combination of an image and a position along each dimension."""
+        plan, segments = self.plan, [numbers(s) for s in self.planned.segments]
+        counts = plan.grid.counts
+        ranges = [np.arange(images), *(np.arange(counts[d]) for d in plan.others)]
+        ranges += [np.arange(len(segment)) for segment in segments]
+        image, *mesh = [m.reshape(-1) for m in np.meshgrid(*ranges, indexing="ij")]
+        others = dict(zip(plan.others, mesh, strict=False))
+        position = mesh[len(others) :]
+        along = zip(plan.axes, segments, position, strict=True)
+        where = others | {dim: segment[own] for dim, segment, own in along}
+        order = image
+        for dim, count in enumerate(counts):
+            order = order * count + where[dim]
+        return image, order, others, position
+
+    def _paired(self, images: int) -> _Rows:
+        """A row for every image and window, which has one position along all dimensions."""
+        windows = numbers(self.planned.segments[0])
+        ranges = np.arange(images), np.arange(len(windows))
+        image, position = (m.reshape(-1) for m in np.meshgrid(*ranges, indexing="ij"))
+        window, plan = windows[position], self.plan
+        others = dict.fromkeys(plan.others, window)
+        return image, image * plan.grid.total + window, others, [position] * len(plan.axes)
 
     # --- what rules ask for
     def boxes(self, value: ValueId) -> Boxes:
@@ -133,8 +149,7 @@ class WindowGroup:
         return self.planned.algorithms[value]
 
     def positions(self, axis: int) -> int:
-        segment = self.planned.segments[axis]
-        return int(segment.stop) - int(segment.start)
+        return len(numbers(self.planned.segments[axis]))
 
     def per_row(self, axis: int, table: Tensor) -> Tensor:
         return table[torch.from_numpy(self.position[axis])].to(self.device)
@@ -190,9 +205,10 @@ class WindowGroup:
         constant = self.material.constants.get(value)
         if constant is None:
             shape = self.graph.size(value, 1)
-            return self.cut_from(self.base.kept[value], value, dims, boxes, shape, shared=False)
+            return self.cut_from(self.base.kept[value], value, dims, boxes, shape)
         shape = (1,) * (rank - constant.dim()) + tuple(constant.shape)
-        return self.cut_from(constant.reshape(shape), value, dims, boxes, shape, shared=True)
+        first = torch.zeros_like(self.image_rows)
+        return self.cut_from(constant.reshape(shape), value, dims, boxes, shape, first)
 
     def cut_from(
         self,
@@ -201,20 +217,23 @@ class WindowGroup:
         dims: Dims,
         boxes: Boxes,
         shape: tuple[int, ...],
-        *,
-        shared: bool,
+        image: Tensor | None = None,
     ) -> Callable[[Frame], Tensor]:
+        """A function that gives blocks of a tensor, each from the row that `image` names.
+
+        Left out, each window reads the row of its own image.
+        """
         base = self.base.block(value, dims, tensor)
         wanted = tuple(None if d is None else b for d, b in zip(dims, boxes, strict=True))
         read_offset = self.offsets(wanted)
         size = [box.size for box in wanted if box is not None]
-        image = torch.zeros_like(self.image_rows) if shared else self.image_rows
+        rows = self.image_rows if image is None else image
         none = base.new_empty((self.plan.batch_size, base.shape[1], *([0] * len(size))))
 
         def cut(frame: Frame) -> Tensor:
             offset = frame.of(read_offset)
             block = gather_patches(
-                base, none[: frame.rows], frame.of(image), offset, offset, size, 0.0
+                base, none[: frame.rows], frame.of(rows), offset, offset, size, 0.0
             )
             return from_block(block, dims, shape)
 

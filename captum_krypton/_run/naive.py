@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from captum._utils.common import (
     _expand_additional_forward_args,
@@ -47,16 +46,7 @@ def occluded_inputs(call: Call, position: int, windows: list[int], *, captum: bo
         captum: whether to use Captum's formula.
     """
     tensor, baseline, grid = call.inputs[position], call.baselines[position], call.grids[position]
-    covered = torch.ones((len(windows), *[1] * tensor.dim()), dtype=torch.bool)
-    covered = covered.to(tensor.device)
-    for dim, numbers in enumerate(np.unravel_index(windows, grid.counts)):
-        reach, cell = grid.along(dim), np.arange(tensor.shape[dim + 1])
-        start, stop = reach.start[numbers][:, None], reach.stop[numbers][:, None]
-        inside = (cell >= start) & (cell < stop)
-        if not inside.all():
-            along = [1] * covered.dim()
-            along[0], along[dim + 2] = inside.shape
-            covered = covered & torch.from_numpy(inside).reshape(along).to(tensor.device)
+    covered = grid.cells(windows, tensor.device)[:, None]
     if not captum:
         return torch.where(covered, baseline, tensor).flatten(0, 1)
     mask = covered.to(tensor.dtype)

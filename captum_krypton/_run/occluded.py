@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._operators import Frame, along
-from .base import FILL
+from .base import FILL, LABELS
 from .group import WindowGroup
 from .layout import in_layout
 
@@ -25,12 +26,12 @@ class OccludedPatches:
         shape = group.graph.size(self.value, 1)
         kept = group.base.kept
         if FILL in kept:
-            fill = kept[FILL]
-            self.fill = group.cut_from(fill, FILL, dims, boxes, shape, shared=fill.shape[0] == 1)
-        self.original = group.cut_from(
-            kept[self.value], self.value, dims, boxes, shape, shared=False
-        )
+            first = torch.zeros_like(group.image_rows) if kept[FILL].shape[0] == 1 else None
+            self.fill = group.cut_from(kept[FILL], FILL, dims, boxes, shape, first)
+        self.original = group.cut_from(kept[self.value], self.value, dims, boxes, shape)
         self.masks = list(self._masks())
+        labels = group.plan.grid.labels
+        self.labels = None if labels is None else self._labels(labels)
 
     def _masks(self) -> Iterator[tuple[int, Tensor]]:
         """For each dimension that a window does not cover all of in its patch: where it does."""
@@ -43,9 +44,26 @@ class OccludedPatches:
             if not inside.all():
                 yield dim + 1, group.to_device(inside[group.position[axis]])
         for dim in plan.others:
-            inside = plan.grid.cover(dim).T > 0
+            window, cell = plan.grid.along(dim), np.arange(plan.grid.shape[dim])
+            inside = (cell >= window.start[:, None]) & (cell < window.stop[:, None])
             if not inside.all():
                 yield dim + 1, group.to_device(inside[group.other[dim]])
+
+    def _labels(self, labels: Tensor) -> Callable[[Frame], Tensor]:
+        """A function that says which cells of the patches are the windows' own, by their numbers.
+
+        Args:
+            labels: (layers, *shape), see `RegionList`.
+        """
+        group, plan, rank = self.group, self.group.plan, labels.dim()
+        window = group.order % plan.grid.total
+        number = (window + 1).to(labels.dtype)
+        sizes = [n if d - 1 in plan.axes else -1 for d, n in enumerate((0, *plan.grid.shape))]
+        labels = labels.to(group.device).expand(-1, *sizes[1:])
+        dims, boxes = group.analysis.dims[self.value], group.boxes(self.value)
+        layer = group.to_device(plan.grid.layers)[window]
+        cut = group.cut_from(labels, LABELS, dims, boxes, tuple(labels.shape), layer)
+        return lambda batch: cut(batch) == batch.of(number).reshape(-1, *[1] * (rank - 1))
 
     def __call__(self, batch: Frame) -> Tensor:
         """The patches of a batch's windows."""
@@ -62,12 +80,11 @@ class OccludedPatches:
                 (batch.rows, *sizes[1:]), number, dtype=like.dtype, device=like.device
             )
             fill = in_layout(fill, group.material.channels_last)
-        if not self.masks:
+        parts = [along(batch.of(table), dim, fill.dim()) for dim, table in self.masks]
+        if self.labels is not None:
+            parts.append(self.labels(batch))
+        if not parts:
             return fill
-        mask: Tensor | None = None
-        for dim, table in self.masks:
-            part = along(batch.of(table), dim, fill.dim())
-            mask = part if mask is None else mask & part
-        assert mask is not None
+        mask = reduce(torch.logical_and, parts)
         patches = torch.where(mask, fill, self.original(batch))
         return in_layout(patches, group.material.channels_last)

@@ -88,7 +88,7 @@ class ReplayedGroup:
             again: whether the group is run once more, so that even one batch is worth a capture.
         """
         run, pool, total = self.run, self.pool, len(self.run.order)
-        number = -(-total // statistics.batch_size)
+        number = -(-total // min(statistics.batch_size, run.group.planned.rows))
         rows = -(-total // max(number, 1))
         done = 0
         for left in range(number, 0, -1):

@@ -273,13 +273,14 @@ def captum_seconds_per_window(
     batch: int,
     batches: int,
     synchronise: Callable[[], None] = lambda: None,
+    method: Callable[[Callable[..., Any]], Any] = Occlusion,
     **windows: Any,
 ) -> float:
     """Captum's time for one window, from the first batches of the map that was asked for.
 
-    This is `captum.attr.Occlusion.attribute` itself, stopped after `batches` batches, so the time
-    has all that Captum does for a window: its mask, its perturbed image, the forward pass and the
-    sum. One more batch runs before them, untimed.
+    This is `captum.attr.Occlusion.attribute` itself (or another method's), stopped after `batches`
+    batches, so the time has all that Captum does for a window: its mask, its perturbed image, the
+    forward pass and the sum. One more batch runs before them, untimed.
 
     Args:
         model: forward function.
@@ -288,7 +289,8 @@ def captum_seconds_per_window(
         batch: windows in a batch (`perturbations_per_eval`).
         batches: batches to time.
         synchronise: waits for the device.
-        windows: `sliding_window_shapes` and `strides`.
+        method: the class in `captum.attr`.
+        windows: `sliding_window_shapes` and `strides`, or what else the method takes.
 
     Returns:
         Seconds for each window; infinity where the map has too few windows to fill the batches.
@@ -306,7 +308,7 @@ def captum_seconds_per_window(
         return model(inputs)
 
     try:
-        Occlusion(watched).attribute(x, target=target, perturbations_per_eval=batch, **windows)
+        method(watched).attribute(x, target=target, perturbations_per_eval=batch, **windows)
     except _Enough:
         pass
     timed = len(entered) - 3

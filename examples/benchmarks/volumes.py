@@ -280,7 +280,7 @@ def compare(name: str, rounds: int, sample: int, threads: int) -> dict[str, Any]
     ours = statistics.median(last)
     theirs = statistics.median(other for other, _ in turns)
     report = heat.report
-    peaks = memory(network, x, question, batch)
+    peaks = memory(network, x, question, batch, report.batch_size)
     return {
         "network": name,
         "shape": question.shape,
@@ -306,8 +306,18 @@ def compare(name: str, rounds: int, sample: int, threads: int) -> dict[str, Any]
     }
 
 
-def memory(network: nn.Module, x: Tensor, question: Question, batch: int) -> dict[str, float]:
-    """Peak MiB of two processes: one makes a map, one runs Captum's windows `batch` at a time."""
+def memory(
+    network: nn.Module, x: Tensor, question: Question, fastest: int, same: int
+) -> dict[str, float]:
+    """Peak MiB of a process that makes a map, and of two that run some of Captum's windows.
+
+    Args:
+        network: the network.
+        x: its input.
+        question: its windows.
+        fastest: Captum's fastest batch size.
+        same: the batch size of the map.
+    """
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "network.pt")
@@ -316,7 +326,8 @@ def memory(network: nn.Module, x: Tensor, question: Question, batch: int) -> dic
         task = VolumeTask(file, x, 1, question.window, question.stride, "cpu", threads)
         for side, prefix, work in (
             ("krypton", "", ("seconds",)),
-            ("captum", "captum_", ("seconds_per_window", batch, 1)),
+            ("captum", "captum_", ("seconds_per_window", fastest, 1)),
+            ("captum", "captum_same_batch_", ("seconds_per_window", same, 1)),
         ):
             process = Process(side, task)
             found[f"{prefix}memory_before_mib"] = process.call("start_memory")

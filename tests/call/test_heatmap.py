@@ -87,7 +87,8 @@ def test_the_affine_of_the_grid_leads_to_the_middles_of_the_windows(grid: Window
     found = (matrix @ np.vstack([places, np.ones_like(places[:1])]))[:-1]
     for axis, (along, place) in enumerate(zip(found, places, strict=True)):
         cells = np.arange(grid.shape[axis + 1])
-        covered = grid.cover(axis + 1)
+        reach = grid.along(axis + 1)
+        covered = (cells[:, None] >= reach.start) & (cells[:, None] < reach.stop)
         middles = (covered * cells[:, None]).sum(0) / covered.sum(0)
         cut = grid.window[axis + 1] - covered.sum(0)
         assert not cut[:-1].any() and cut[-1] < grid.stride[axis + 1]

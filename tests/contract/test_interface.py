@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from captum.attr import NoiseTunnel, Occlusion
+from captum.attr import FeatureAblation, LayerFeatureAblation, NoiseTunnel, Occlusion
 from contract_network import QUESTION, WINDOWS, Network, assert_as_captum, assert_same
 from torch import Tensor
 
-from captum_krypton import KryptonOcclusion
+from captum_krypton import (
+    KryptonFeatureAblation,
+    KryptonLayerFeatureAblation,
+    KryptonOcclusion,
+)
 
 # What kind of thing it is
 
@@ -34,7 +38,15 @@ def test_arguments_have_captums_names_and_order() -> None:
     theirs = inspect.signature(Occlusion.attribute).parameters
     assert list(ours) == list(theirs)
     assert [p.kind for p in ours.values()] == [p.kind for p in theirs.values()]
-    assert list(inspect.signature(KryptonOcclusion.heatmap).parameters) == list(theirs)
+    assert list(inspect.signature(KryptonOcclusion.heatmap).parameters) == [*theirs, "windows"]
+    for ours_, theirs_ in (
+        (KryptonFeatureAblation, FeatureAblation),
+        (KryptonLayerFeatureAblation, LayerFeatureAblation),
+    ):
+        found = list(inspect.signature(ours_.attribute).parameters)
+        assert found == [
+            name for name in inspect.signature(theirs_.attribute).parameters if name != "kwargs"
+        ]
     assert next(iter(inspect.signature(KryptonOcclusion).parameters)) == "forward_func"
 
 

@@ -20,7 +20,7 @@ from captum_krypton._plan import plan as planning
 from captum_krypton._plan.analysis import Analysis
 from captum_krypton._plan.batch_size import Room
 from captum_krypton._plan.plan import Plan
-from captum_krypton._plan.segments import Segmenter
+from captum_krypton._plan.segments import AxisSegmenter
 from captum_krypton._plan.workload import Workload
 from captum_krypton._run.captured_model import CapturedModel
 
@@ -127,10 +127,10 @@ def test_no_cut_is_cheaper(deep: tuple[nn.Module, Analysis, Any], axis: int, seg
     _, analysis, plan = deep
     positions = plan.grid.counts[plan.axes[axis]]
     work = Workload(analysis, reaches(plan), plan.costs, TORCH)
-    segmenter = Segmenter(work, axis, plan.reached)
+    segmenter = AxisSegmenter(work, axis, plan.reached)
 
     def cost(bounds: tuple[int, ...]) -> float:
-        return sum(segmenter.cost[i, j] for i, j in itertools.pairwise(bounds))
+        return sum(segmenter.cuts.cost[i, j] for i, j in itertools.pairwise(bounds))
 
     every = [
         (0, *inner, positions)

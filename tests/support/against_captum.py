@@ -14,9 +14,9 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -31,6 +31,8 @@ from captum_krypton import KryptonOcclusion
 from captum_krypton._kernels.rates import GUESSED
 from captum_krypton._run import captured_model
 
+Explainer = TypeVar("Explainer")
+
 AT_ONCE = 32  # windows at a time for Captum, where the question leaves it open
 
 
@@ -40,8 +42,15 @@ def captum(forward: Callable[..., Any], inputs: Any, at_once: int | None, **argu
     )
 
 
+def krypton(draw: Draw, forward: Callable[..., Any]) -> AbstractContextManager[KryptonOcclusion]:
+    """An explainer of occlusion; see `krypton_like`."""
+    return krypton_like(draw, KryptonOcclusion, forward)
+
+
 @contextmanager
-def krypton(draw: Draw, forward: Callable[..., Any]) -> Iterator[KryptonOcclusion]:
+def krypton_like(
+    draw: Draw, kind: Callable[..., Explainer], forward: Callable[..., Any]
+) -> Iterator[Explainer]:
     """An explainer of drawn options, planning as if the network were large, or as it is.
 
     What an operator's call costs would else leave so small a network few groups of windows, and
@@ -52,7 +61,7 @@ def krypton(draw: Draw, forward: Callable[..., Any]) -> Iterator[KryptonOcclusio
     rates = draw(st.sampled_from([GUESSED, calls_free, winograd_free]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captured_model, "rates_of", lambda device: rates)
-        yield KryptonOcclusion(
+        yield kind(
             forward,
             memory_budget=draw(st.sampled_from([None, 10_000, 300_000])),
             self_check=draw(st.booleans()),
