@@ -1,7 +1,11 @@
 """Occlusion attributions for Captum, many times sooner (KRYPTON, SIGMOD 2019)."""
 
 from . import fills
-from ._ablation import KryptonFeatureAblation, KryptonLayerFeatureAblation
+from ._ablation import (
+    KryptonDataLoaderAttribution,
+    KryptonFeatureAblation,
+    KryptonLayerFeatureAblation,
+)
 from ._approximate import Budget, DrillDown, Tuning, ssim
 from ._call import PREDICTED, ArgumentError, OcclusionMap, Report
 from ._explain import Explanation
@@ -19,6 +23,7 @@ __all__ = [
     "DrillDown",
     "Explanation",
     "KryptonBackendWarning",
+    "KryptonDataLoaderAttribution",
     "KryptonFallbackWarning",
     "KryptonFeatureAblation",
     "KryptonLayerFeatureAblation",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, overload
 
 import torch
 from captum._utils.common import _format_additional_forward_args, _format_tensor_into_tuples
 from captum._utils.gradient import _forward_layer_eval
-from captum.attr import FeatureAblation, LayerFeatureAblation
+from captum.attr import Attribution, DataLoaderAttribution, FeatureAblation, LayerFeatureAblation
+from captum.attr._core.dataloader_attr import InputRole, _perturb_inputs
 from captum.log import log_usage
 from torch import Tensor, nn
 
@@ -29,7 +31,11 @@ from ._fallback import FallbackWarnings
 from ._run import Fallback, naive_maps
 from .fills import every_baseline
 
-__all__ = ["KryptonFeatureAblation", "KryptonLayerFeatureAblation"]
+__all__ = [
+    "KryptonDataLoaderAttribution",
+    "KryptonFeatureAblation",
+    "KryptonLayerFeatureAblation",
+]
 
 _EXACT = Approximation()
 _Masks = Tensor | tuple[Tensor, ...] | None
@@ -78,6 +84,10 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         )
         self._engine = Engine(forward_func, self.settings)
         self._warn = FallbackWarnings()
+
+    def like(self, forward_func: Callable[..., Any]) -> KryptonFeatureAblation:
+        """The same settings for another forward function."""
+        return KryptonFeatureAblation(forward_func, **asdict(self.settings))
 
     @overload
     def attribute(
@@ -214,6 +224,8 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
                 raise Fallback("a feature has cells of several inputs")
             made = [self._engine.maps(call, show_progress, _EXACT) for call in features.calls]
         except Fallback as fallback:
+            if any(features.call.own_mean):
+                raise ArgumentError(f"baselines cannot be mean_patch() here: {fallback}") from None
             captums = self._captum(features, fallback, show_progress)
             return captums if features.call.is_tuple else (captums,)
         rows = ([heat.attribution(heat.reference.dtype) for heat in maps] for maps in made)
@@ -364,3 +376,112 @@ class _FromLayer:
             return self.forward(*own)
         finally:
             handle.remove()
+
+
+class KryptonDataLoaderAttribution(DataLoaderAttribution):  # type: ignore[misc]
+    """Attributions equal to `captum.attr.DataLoaderAttribution`'s, in a fraction of the time.
+
+    Which region does a whole data set's metric rest on? Every batch is read once, and its outcomes
+    with each feature replaced are made as by `KryptonFeatureAblation`; Captum reads the data once
+    for every feature (or `perturbations_per_pass` of them).
+
+    Args:
+        attr_method: the ablation of one batch.
+
+    Examples:
+        >>> population = KryptonDataLoaderAttribution(KryptonFeatureAblation(model))
+        >>> population.attribute(loader, feature_mask=atlas, to_metric=accuracy)
+    """
+
+    def __init__(self, attr_method: KryptonFeatureAblation) -> None:
+        if not isinstance(attr_method, KryptonFeatureAblation):
+            raise TypeError(
+                f"attr_method must be a KryptonFeatureAblation, not {type(attr_method).__name__}"
+            )
+        Attribution.__init__(self, attr_method.forward_func)
+        self.attr_method = _OverBatches(attr_method, self._forward_with_dataloader)
+
+
+class _OverBatches:
+    """What Captum asks for every feature, answered for all of them batch by batch.
+
+    Args:
+        ablation: the ablation of one batch.
+        captum: Captum's own forward function over the data set.
+    """
+
+    def __init__(self, ablation: KryptonFeatureAblation, captum: Callable[..., Any]) -> None:
+        self.ablation, self.captum = ablation, captum
+
+    @torch.no_grad()
+    def attribute(
+        self,
+        feature_indices: Tensor,
+        perturbations_per_eval: int,
+        additional_forward_args: tuple[Any, ...],
+    ) -> Tensor:
+        """How much the metric drops without each feature.
+
+        Args:
+            feature_indices: (1, features), ones.
+            perturbations_per_eval: features a pass over the data, where Captum's path is taken.
+            additional_forward_args: the data set and what is asked of it, as Captum has it.
+
+        Returns:
+            (outputs of the metric, features).
+        """
+        loader, roles, baselines, masks, reduce, to_metric, _, inputs_of = additional_forward_args
+        if any(len(inputs) > 1 for inputs in inputs_of.values()):
+            fallback = Fallback("a feature has cells of several inputs")
+            self.ablation._warn(fallback)
+            made: Tensor = FeatureAblation(self.captum).attribute(
+                feature_indices,
+                perturbations_per_eval=perturbations_per_eval,
+                additional_forward_args=additional_forward_args,
+            )
+            return made
+        number, ablation = feature_indices.shape[1], self._in_order(roles)
+        states: list[Any] = [None] * (number + 1)  # of each feature, and of all being there
+        for batch in loader:
+            elements = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+            outputs = self._outputs(ablation, elements, roles, baselines, masks)
+            for feature, state in enumerate(states):
+                replaced = tuple(
+                    None
+                    if feature not in inputs_of or i not in inputs_of[feature]
+                    else (mask != feature).long()
+                    for i, mask in enumerate(masks)
+                )
+                seen = _perturb_inputs(elements, roles, baselines, replaced)
+                output = outputs.get(feature, outputs[None])
+                states[feature] = reduce(state, output, seen)
+        *metrics, whole = (to_metric(state) if to_metric else state for state in states)
+        return torch.stack([(whole - metric).reshape(-1) for metric in metrics], -1)
+
+    def _in_order(self, roles: tuple[int, ...]) -> KryptonFeatureAblation:
+        """The ablation of a forward function that takes what is ablated first."""
+        read = [i for i, role in enumerate(roles) if role != InputRole.no_forward]
+        asked = sorted(read, key=lambda i: roles[i] != InputRole.need_attr)
+        if asked == read:
+            return self.ablation
+        forward, places = self.ablation.forward_func, [asked.index(i) for i in read]
+        return self.ablation.like(lambda *values: forward(*(values[i] for i in places)))
+
+    @staticmethod
+    def _outputs(
+        ablation: KryptonFeatureAblation,
+        elements: tuple[Any, ...],
+        roles: tuple[int, ...],
+        baselines: tuple[Any, ...],
+        masks: tuple[Tensor, ...],
+    ) -> dict[int | None, Tensor]:
+        """The outputs of a batch without each feature, and under None with all."""
+        named = list(zip(elements, roles, strict=True))
+        inputs = tuple(value for value, role in named if role == InputRole.need_attr)
+        extra = tuple(value for value, role in named if role == InputRole.need_forward)
+        maps = ablation.heatmap(inputs, baselines, None, extra or None, masks)
+        found: dict[int | None, Tensor] = {None: maps[0].reference}
+        for heat, mask in zip(maps, masks, strict=True):
+            features = torch.unique(mask).tolist()
+            found |= dict(zip(features, heat.scores.unbind(-1), strict=True))
+        return found

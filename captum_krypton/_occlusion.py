@@ -470,8 +470,11 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         try:
             maps = self._engine.maps(call, show_progress, self.approximation)
         except Fallback as fallback:
-            made = self._captum(call, fallback, show_progress)
-            return made if call.is_tuple else (made,)
+            if not any(call.own_mean):
+                made = self._captum(call, fallback, show_progress)
+                return made if call.is_tuple else (made,)
+            self._warn(fallback)  # Captum has no such baseline
+            maps = naive_maps(self.forward_func, call, str(fallback), show_progress)
         return tuple(m.attribution() for m in maps)
 
     def _captum(self, call: Call, fallback: Fallback, show_progress: bool) -> Any:

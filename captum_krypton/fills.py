@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._call import ArgumentError, require
+from ._call import ArgumentError, PatchMean, require
 
-__all__ = ["Fill", "average", "blur", "mean", "noise"]
+__all__ = ["Fill", "average", "blur", "mean", "mean_patch", "noise"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ def mean() -> Fill:
         return _over_cells(inputs, torch.mean).expand(inputs.shape)
 
     return Fill(make)
+
+
+def mean_patch() -> PatchMean:
+    """The mean of what each window covers, channel by channel."""
+    return PatchMean()
 
 
 def noise(samples: int = 8, seed: int = 0) -> Fill:

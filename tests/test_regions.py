@@ -14,7 +14,13 @@ from networks import image_shapes, networks, noise
 from small_networks import small_network
 from torch import Tensor, nn
 
-from captum_krypton import ArgumentError, Budget, KryptonOcclusion, fills
+from captum_krypton import (
+    ArgumentError,
+    Budget,
+    KryptonFallbackWarning,
+    KryptonOcclusion,
+    fills,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 WINDOWS: dict[str, Any] = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4), "target": 1}
@@ -147,6 +153,46 @@ def test_noise_is_the_same_whatever_the_batch() -> None:
         torch.testing.assert_close(both[1:], one)
     assert not torch.equal(each[0], each[1])
     torch.testing.assert_close(each[0].std((2, 3)), x.std((2, 3)), rtol=0.2, atol=0)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_each_window_is_covered_by_its_own_mean(data: st.DataObject) -> None:
+    draw = data.draw
+    rank, batch = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    shape = draw(image_shapes(rank))
+    model, x = draw(networks(shape, classes=3, most=4)), noise(draw, (batch, *shape))
+    drawn = np.random.default_rng(draw(st.integers(0, 2**16)))
+    channels = draw(st.sampled_from([1, shape[0]]))
+    masks = torch.from_numpy(drawn.random((4, channels, *shape[1:])) < 0.3)
+    with krypton(draw, model) as occlusion:
+        heat = occlusion.heatmap(x, windows=masks, baselines=fills.mean_patch(), target=1)
+    dims = tuple(range(2, x.dim()))
+    for number, mask in enumerate(masks):
+        inside = mask.expand(x.shape)
+        own = (x * inside).sum(dims, keepdim=True) / inside.sum(dims, keepdim=True).clamp(min=1)
+        (expected,) = outcomes(model, x, [mask], own).movedim(1, 0)
+        off = (heat.scores[:, number] - expected[:, 1]).abs().max()
+        assert off <= 1e-9 * outcome_size(model, x)
+
+
+def test_own_means_of_a_grid_and_of_captums_path() -> None:
+    model, x = small_network(), image()
+    mean = fills.mean_patch()
+    ours = KryptonOcclusion(model).heatmap(x, baselines=mean, **WINDOWS)
+    pooled = torch.nn.functional.avg_pool2d(x, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    theirs = KryptonOcclusion(model).heatmap(x, baselines=pooled, **WINDOWS)
+    torch.testing.assert_close(ours.scores, theirs.scores)
+
+    def mixes(x: Tensor) -> Tensor:
+        out: Tensor = model(x)
+        return out - out.mean(0, keepdim=True)
+
+    with pytest.warns(KryptonFallbackWarning):
+        mixed = KryptonOcclusion(mixes).attribute(x, baselines=mean, **WINDOWS)
+    with pytest.warns(KryptonFallbackWarning):
+        expected = KryptonOcclusion(mixes).attribute(x, baselines=pooled, **WINDOWS)
+    torch.testing.assert_close(mixed, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_several_samples_are_averaged() -> None:

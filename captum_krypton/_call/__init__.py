@@ -5,7 +5,15 @@ In: Captum's arguments. Out: a checked `Call`, its windows; an `OcclusionMap` an
 May use: operators.
 """
 
-from .arguments import PREDICTED, ArgumentError, Call, Predicted, make_call, signature
+from .arguments import (
+    PREDICTED,
+    ArgumentError,
+    Call,
+    PatchMean,
+    Predicted,
+    make_call,
+    signature,
+)
 from .features import Features, make_features, make_region_call
 from .heatmap import OcclusionMap, Report, averaged, map_of, mean_of
 from .optional import new_figure, require
@@ -30,6 +38,7 @@ __all__ = [
     "Features",
     "OcclusionMap",
     "Part",
+    "PatchMean",
     "Predicted",
     "Report",
     "Settings",

@@ -20,6 +20,7 @@ __all__ = [
     "PREDICTED",
     "ArgumentError",
     "Call",
+    "PatchMean",
     "Predicted",
     "call_of",
     "checked_inputs",
@@ -45,6 +46,13 @@ class Predicted:
 PREDICTED = Predicted()
 
 
+class PatchMean:
+    """A baseline: every window is covered by its own mean, channel by channel."""
+
+    def __repr__(self) -> str:
+        return "mean_patch()"
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of `attribute`, checked.
@@ -57,6 +65,8 @@ class Call:
         target: Captum's target, or `PREDICTED`.
         extra: the additional forward arguments.
         perturbations: windows an evaluation at most, or None.
+        own_mean: for each input, whether windows are covered by their own mean; its baseline does
+            not count then.
     """
 
     inputs: tuple[Tensor, ...]
@@ -66,6 +76,7 @@ class Call:
     target: Any
     extra: tuple[Any, ...]
     perturbations: int | None
+    own_mean: tuple[bool, ...]
 
     def detached(self) -> Call:
         """The same call, with tensors of its own: what the user writes over stays as it was."""
@@ -149,6 +160,11 @@ def call_of(
     """
     formatted = _format_tensor_into_tuples(inputs)
     _check_perturbations(perturbations_per_eval)
+    given = baselines if isinstance(baselines, tuple) else (baselines,)
+    own_mean = tuple(isinstance(one, PatchMean) for one in given)
+    if any(own_mean):
+        numbers = tuple(0 if own else one for own, one in zip(own_mean, given, strict=True))
+        baselines = numbers if isinstance(baselines, tuple) else numbers[0]
     _, formatted_baselines = _format_input_baseline(inputs, baselines)
     _validate_baselines(formatted, formatted_baselines)
     extra = _format_additional_forward_args(additional_forward_args) or ()
@@ -160,6 +176,7 @@ def call_of(
         target,
         tuple(extra),
         perturbations_per_eval,
+        own_mean if len(own_mean) == len(formatted) else (False,) * len(formatted),
     )
 
 

@@ -148,6 +148,25 @@ class RegionList:
             number += inside
         return total / number
 
+    def means(self, values: Tensor) -> Tensor:
+        """The mean of the cells that a region covers, channel by channel; 0 where it covers none.
+
+        Args:
+            values: (rows, *shape).
+
+        Returns:
+            float64, (rows, regions, channels), or (rows, regions, 1) where there are no channels.
+        """
+        values = values.double() if len(self.shape) > 1 else values.double()[:, None]
+        found = []
+        for region in range(self.total):
+            inside = self.cells([region], values.device)
+            inside = inside if len(self.shape) > 1 else inside[:, None]
+            cells = tuple(range(2, values.dim()))
+            total = torch.where(inside, values, 0).sum(cells)
+            found.append(total / inside.expand(values.shape).sum(cells).clamp(min=1))
+        return torch.stack(found, 1)
+
     @cached_property
     def _key(self) -> tuple[Any, ...]:
         digest = hashlib.blake2b(self.boxes.tobytes() + self.layers.tobytes())

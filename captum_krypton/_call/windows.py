@@ -69,6 +69,16 @@ class Windows(Protocol):
             (rows, *shape).
         """
 
+    def means(self, values: Tensor) -> Tensor:
+        """The mean of the cells that a window covers, channel by channel.
+
+        Args:
+            values: (rows, *shape).
+
+        Returns:
+            float64, (rows, windows, channels), or (rows, windows, 1) where there are no channels.
+        """
+
 
 @dataclass(frozen=True)
 class WindowGrid:
@@ -148,6 +158,25 @@ class WindowGrid:
             cover = torch.from_numpy(self._cover(dim)).to(values.device, values.dtype)
             values = _contracted(values, cover, dim + 1)
         return values
+
+    def means(self, values: Tensor) -> Tensor:
+        """The mean of the cells that a window covers, channel by channel.
+
+        Args:
+            values: (rows, *shape).
+
+        Returns:
+            float64, (rows, windows, channels), or (rows, windows, 1) where there are no channels.
+        """
+        values = values.double() if len(self.shape) > 1 else values.double()[:, None]
+        first = 1 if len(self.shape) > 1 else 0  # the other dimensions have cells of a window
+        for dim in range(first, len(self.shape)):
+            reach, cells = self.along(dim), np.arange(self.shape[dim])
+            inside = (cells >= reach.start[:, None]) & (cells < reach.stop[:, None])
+            share = torch.from_numpy(inside / inside.sum(1, keepdims=True)).to(values)
+            values = _contracted(values, share, dim - first + 2)
+        places = values.flatten(2).movedim(1, 2)  # (rows, places, channels)
+        return places.repeat(1, self.total // places.shape[1], 1)
 
     def _cover(self, dim: int) -> Floats:
         """(cells, positions): the share of each window position in a cell's mean."""

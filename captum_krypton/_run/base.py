@@ -10,12 +10,13 @@ from .._capture import ValueId
 from .._operators import Dims
 from .layout import in_layout, to_block
 
-__all__ = ["FILL", "LABELS", "Base"]
+__all__ = ["FILL", "LABELS", "MEANS", "Base"]
 
 # The key of a tensor that windows are filled with, among the base's values. (-1 is an output that
 # nothing reads.)
 FILL: ValueId = -2
 LABELS: ValueId = -3  # the same for the numbers of regions
+MEANS = "means"  # of the windows, derived from the occluded input
 
 
 class Base:

@@ -152,17 +152,20 @@ class CapturedModel:
 
         return _kept(self._plans, key, made)
 
-    def material(self, plan: Plan, baseline: Tensor | float, compiles: bool = False) -> Material:
+    def material(
+        self, plan: Plan, baseline: Tensor | float, own_mean: bool = False, compiles: bool = False
+    ) -> Material:
         """What the windows of a plan are computed from.
 
         Args:
             plan: the plan.
             baseline: what windows are filled with.
+            own_mean: whether they are filled with their own mean instead.
             compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
         """
         fill = None if isinstance(baseline, Tensor) else baseline
         constants = plan.analysis.graph.constants
-        return Material(plan, constants, self.packs, fill, self.channels_last, compiles)
+        return Material(plan, constants, self.packs, fill, self.channels_last, own_mean, compiles)
 
     def _crops(
         self, position: int, axes: tuple[int, ...], incremental: bool, part: Part | None

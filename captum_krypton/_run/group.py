@@ -39,6 +39,7 @@ class Material:
         packs: weights in an order of the kernels, by value and order; missing ones are put there.
         fill: what the windows are filled with; None where the base has a tensor for that.
         channels_last: whether activations are kept with channels last.
+        own_mean: whether windows are filled with their own mean instead.
         compiles: whether torch.compile makes what follows a convolution of PyTorch's own.
     """
 
@@ -47,6 +48,7 @@ class Material:
     packs: dict[tuple[ValueId, Hashable], Any]
     fill: float | None
     channels_last: bool
+    own_mean: bool = False
     compiles: bool = False
 
     @cached_property

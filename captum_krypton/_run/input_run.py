@@ -124,7 +124,9 @@ class InputRun:
         replayed = self.settings.cuda_graphs and self.device.type == "cuda" and not self.timed
         baseline = self._baseline()
         execution = Execution(
-            model.material(plan, baseline, self.settings.compile_pointwise),
+            model.material(
+                plan, baseline, call.own_mean[self.position], self.settings.compile_pointwise
+            ),
             tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
             baseline,
             lambda rows, image: _select_targets(rows, row_target(target, image)),

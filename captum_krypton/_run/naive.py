@@ -47,6 +47,12 @@ def occluded_inputs(call: Call, position: int, windows: list[int], *, captum: bo
     """
     tensor, baseline, grid = call.inputs[position], call.baselines[position], call.grids[position]
     covered = grid.cells(windows, tensor.device)[:, None]
+    if call.own_mean[position]:
+        means = grid.means(tensor)[:, windows].to(tensor.dtype)  # (N, windows, channels)
+        means = means.transpose(0, 1).reshape(
+            len(windows), len(tensor), -1, *[1] * (tensor.dim() - 2)
+        )
+        return torch.where(covered, means, tensor).flatten(0, 1)
     if not captum:
         return torch.where(covered, baseline, tensor).flatten(0, 1)
     mask = covered.to(tensor.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._operators import Frame, along
-from .base import FILL, LABELS
+from .base import FILL, LABELS, MEANS
 from .group import WindowGroup
 from .layout import in_layout
 
@@ -24,11 +24,9 @@ class OccludedPatches:
         self.group, self.value = group, group.analysis.occluded
         dims, boxes = group.analysis.dims[self.value], group.boxes(self.value)
         shape = group.graph.size(self.value, 1)
-        kept = group.base.kept
-        if FILL in kept:
-            first = torch.zeros_like(group.image_rows) if kept[FILL].shape[0] == 1 else None
-            self.fill = group.cut_from(kept[FILL], FILL, dims, boxes, shape, first)
-        self.original = group.cut_from(kept[self.value], self.value, dims, boxes, shape)
+        original = group.base.kept[self.value]
+        self.original = group.cut_from(original, self.value, dims, boxes, shape)
+        self.fill = self._filling()
         self.masks = list(self._masks())
         labels = group.plan.grid.labels
         self.labels = None if labels is None else self._labels(labels)
@@ -65,26 +63,37 @@ class OccludedPatches:
         cut = group.cut_from(labels, LABELS, dims, boxes, tuple(labels.shape), layer)
         return lambda batch: cut(batch) == batch.of(number).reshape(-1, *[1] * (rank - 1))
 
+    def _filling(self) -> Callable[[Frame], Tensor]:
+        """A function that gives what the windows are filled with, in whole patches."""
+        group, number = self.group, self.group.material.fill
+        shape, like = group.graph.size(self.value, 1), group.base.kept[self.value]
+        if FILL in group.base.kept:
+            dims, boxes = group.analysis.dims[self.value], group.boxes(self.value)
+            fill = group.base.kept[FILL]
+            first = torch.zeros_like(group.image_rows) if fill.shape[0] == 1 else None
+            return group.cut_from(fill, FILL, dims, boxes, shape, first)
+        sizes = list(shape[1:])
+        for dim, box in zip(group.plan.axes, group.boxes(self.value), strict=True):
+            assert box is not None
+            sizes[dim] = box.size
+        if group.material.own_mean:
+            grid, ones = group.plan.grid, (1,) * (len(sizes) - 1)
+            every = group.derived(self.value, MEANS, lambda kept: grid.means(kept).to(kept.dtype))
+            means = every.flatten(0, 1)[group.order]  # (rows, channels)
+            return lambda batch: batch.of(means).reshape(batch.rows, -1, *ones).expand(-1, *sizes)
+        assert number is not None
+        return lambda batch: torch.full(
+            (batch.rows, *sizes), number, dtype=like.dtype, device=like.device
+        )
+
     def __call__(self, batch: Frame) -> Tensor:
         """The patches of a batch's windows."""
-        group, number = self.group, self.group.material.fill
-        if number is None:
-            fill = self.fill(batch)
-        else:
-            sizes = list(group.graph.size(self.value, 1))
-            for dim, box in zip(group.plan.axes, group.boxes(self.value), strict=True):
-                assert box is not None
-                sizes[dim + 1] = box.size
-            like = group.base.kept[self.value]
-            fill = torch.full(
-                (batch.rows, *sizes[1:]), number, dtype=like.dtype, device=like.device
-            )
-            fill = in_layout(fill, group.material.channels_last)
-        parts = [along(batch.of(table), dim, fill.dim()) for dim, table in self.masks]
+        fill, last = self.fill(batch), self.group.material.channels_last
+        rank = fill.dim()
+        parts = [along(batch.of(table), dim, rank) for dim, table in self.masks]
         if self.labels is not None:
             parts.append(self.labels(batch))
         if not parts:
-            return fill
+            return in_layout(fill, last)
         mask = reduce(torch.logical_and, parts)
-        patches = torch.where(mask, fill, self.original(batch))
-        return in_layout(patches, group.material.channels_last)
+        return in_layout(torch.where(mask, fill, self.original(batch)), last)
