@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "../activation.h"
 #include "winograd_sizes.h"
@@ -177,18 +178,36 @@ constexpr int64_t run_scratch(const Call& call, int64_t units) {
   return 2 * (call.kernel[0] * call.kernel[1] * read_width(call, units) + units);
 }
 
-// Of a narrow convolution with fewer input channels than lanes: columns of the rows that units side
-// by side read, and with pointers to them and to what is added, all of it.
-constexpr int64_t narrow_pitch(const Convolution& conv, int64_t units, int64_t lanes) {
-  const int64_t beside = (conv.kernel[2] - 1) * conv.dilation[2];
-  return units + lanes + (beside > 0 ? beside : 0);
+// Of the lines that narrow convolutions with fewer input channels than lanes read: how long they
+// are, of how many rows of every plane of taps they are held at once, and all of it.
+constexpr int64_t lines_pitch(const Convolution& conv, int64_t units, int64_t lanes) {
+  const int64_t count = units < conv.out.width ? units : conv.out.width;
+  const int64_t beside = conv.kernel[2] ? (conv.kernel[2] - 1) * conv.dilation[2] : 0;
+  return count + beside / conv.stride[2] + 2 * lanes;
 }
 
-constexpr int64_t narrow_scratch(const Convolution& conv, int64_t units, int64_t lanes) {
-  const int64_t rows = conv.kernel[0] * conv.kernel[1];
-  const int64_t pitch = narrow_pitch(conv, units, lanes);
-  return 2 * (units + pitch) +
-         (conv.source.channels < lanes ? rows * conv.source.channels * pitch : 0);
+constexpr int64_t lines_slots(const Convolution& conv) {
+  return conv.kernel[1] ? (conv.kernel[1] - 1) * conv.dilation[1] + 1 : 0;
+}
+
+constexpr int64_t lines_scratch(const Convolution& conv, int64_t units, int64_t lanes) {
+  const int64_t rows = conv.kernel[0] * lines_slots(conv);
+  const int64_t lines = conv.stride[2] * conv.source.channels;
+  return 2 * (2 * rows + conv.kernel[2] * conv.source.channels) +
+         rows * lines * lines_pitch(conv, units, lanes);
+}
+
+// Of a narrow convolution: its sums with what is added to them, and what finishes them; and all.
+constexpr int64_t narrow_sums_scratch(const Convolution& conv, int64_t units, int64_t lanes) {
+  return (2 * units + 4 * lanes) * conv.out.channels;
+}
+
+constexpr int64_t narrow_scratch(const Convolution& conv, int64_t units, const Kernels& kernels,
+                                 bool widens) {
+  const int64_t lanes = kernels.lanes;
+  return narrow_sums_scratch(conv, units, lanes) +
+         (conv.source.channels < lanes ? 4 * units + lines_scratch(conv, units, lanes)
+                                       : direct_scratch(conv, units, kernels.panel, widens));
 }
 
 const Kernels* portable_kernels();

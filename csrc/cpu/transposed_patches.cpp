@@ -123,27 +123,32 @@ Tensor transposed_patches(Tensor base, Tensor patch, Tensor image, Tensor patch_
   if (written.cells() == 0 || out_channels == 0) {
     return written.out;
   }
+  std::vector<PhaseCells> cells;  // of every phase; its numbers stay where they are
+  std::vector<Convolution> calls;
+  std::vector<Work<Convolution>> works;
   Source source = held.source();
-  const auto run_phase = [&](const Phase(&phases)[3]) {
-    const PhaseCells cells(axes, phases, held.read_offset, written.extent);
-    source.read_offset = cells.read();
+  const auto add_phase = [&](const Phase(&phases)[3]) {
+    cells.emplace_back(axes, phases, held.read_offset, written.extent);
+    source.read_offset = cells.back().read();
     const Convolution conv{source,          weights,
-                           ending.ending(), cells.of(written.output(), axes),
+                           ending.ending(), cells.back().of(written.output(), axes),
                            nullptr,         nullptr,
                            groups,          {phases[0].count, phases[1].count, phases[2].count},
                            {1, 1, 1},       {axes[0].spread(), axes[1].spread(), axes[2].spread()}};
     weights += phases[0].count * phases[1].count * phases[2].count * of_tap;
-    if (cells.count()) {
-      run(conv, direct_work(conv, held.storage, depthwise, narrow, found));
+    if (cells.back().count()) {
+      calls.push_back(conv);
+      works.push_back(direct_work(conv, held.storage, depthwise, narrow, found));
     }
   };
   for (int64_t i = 0; i < axes[0].stride; ++i) {
     for (int64_t j = 0; j < axes[1].stride; ++j) {
       for (int64_t k = 0; k < axes[2].stride; ++k) {
-        run_phase({Phase(axes[0], i), Phase(axes[1], j), Phase(axes[2], k)});
+        add_phase({Phase(axes[0], i), Phase(axes[1], j), Phase(axes[2], k)});
       }
     }
   }
+  run(calls.data(), works.data(), calls.size());
   return written.out;
 }
 

@@ -9,6 +9,9 @@ namespace {
 // Numbers that a block of a direct convolution widens: they stay in the caches.
 constexpr int64_t kMostWidened = int64_t{1} << 18;
 
+// Cells of a block that reads lines: rows of them side by side share most.
+constexpr int64_t kCellsByLines = 1024;
+
 class Scratch {
  public:
   float* get(int64_t floats) {
@@ -49,14 +52,15 @@ Work<Convolution> direct_work(const Convolution& conv, Storage storage, bool dep
   const int64_t units = conv.out.before[conv.out.windows];
   const int64_t each = conv.kernel[0] * conv.kernel[1] * conv.kernel[2] * conv.source.channels;
   const int64_t most = kMostWidened / std::max<int64_t>(each, 1);
-  const int64_t cells = widens ? std::clamp<int64_t>(most, 12, kCellsInBlock) : kCellsInBlock;
+  const bool by_lines = narrow && conv.source.channels < found.lanes;
+  const int64_t cells = by_lines ? kCellsByLines
+                        : widens ? std::clamp<int64_t>(most, 12, kCellsInBlock)
+                                 : kCellsInBlock;
   const int64_t block = even_block(units, cells);
-  const int64_t floats = direct_scratch(conv, block, found.panel, widens);
   if (narrow) {
-    return {kernels.narrow, units, block,
-            std::max(floats, narrow_scratch(conv, block, found.lanes))};
+    return {kernels.narrow, units, block, narrow_scratch(conv, block, found, widens)};
   }
-  return {kernels.direct, units, block, floats};
+  return {kernels.direct, units, block, direct_scratch(conv, block, found.panel, widens)};
 }
 
 float* scratch(int64_t floats) {

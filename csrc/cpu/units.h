@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels.h"
@@ -41,22 +42,39 @@ Work<Call> run_work(const Call& call, void (*kernel)(const Call&, int64_t, int64
 Work<Convolution> direct_work(const Convolution& conv, Storage storage, bool depthwise, bool narrow,
                               const Kernels& found);
 
+// Several calls in turns, block by block: where they read the same, it is still in the caches.
 template <typename Call>
-void run(const Call& call, const Work<Call>& work) {
+void run(const Call* calls, const Work<Call>* works, size_t count) {
+  size_t blocks = 0;  // of the call with the most
+  int64_t floats = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const Work<Call>& work = works[i];
+    blocks = std::max(blocks, static_cast<size_t>((work.units + work.block - 1) / work.block));
+    floats = std::max(floats, work.scratch);
+  }
   const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  std::atomic<int64_t> next{0};
+  std::atomic<size_t> next{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      float* const memory = scratch(work.scratch);
+      float* const memory = scratch(floats);
       for (;;) {
-        const int64_t first = next.fetch_add(work.block, std::memory_order_relaxed);
-        if (first >= work.units) {
+        const size_t turn = next.fetch_add(1, std::memory_order_relaxed);
+        if (turn >= blocks * count) {
           break;
         }
-        work.run(call, first, std::min(work.units, first + work.block), memory);
+        const Work<Call>& work = works[turn % count];
+        const int64_t first = static_cast<int64_t>(turn / count) * work.block;
+        if (first < work.units) {
+          work.run(calls[turn % count], first, std::min(work.units, first + work.block), memory);
+        }
       }
     }
   });
+}
+
+template <typename Call>
+void run(const Call& call, const Work<Call>& work) {
+  run(&call, &work, 1);
 }
 
 }  // namespace captum_krypton

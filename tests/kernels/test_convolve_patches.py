@@ -259,20 +259,21 @@ def test_equals_the_reference_with_kernels_of_one_axis(
     assert case.within(actual, expected)
 
 
-def large(winograd: bool, windows: int = 7) -> Case:
+def large(winograd: bool, windows: int = 7, channels: int = 24, out_channels: int = 40) -> Case:
     """A case with many blocks of work."""
     noise = torch.Generator().manual_seed(0)
+    base = torch.randn(2, channels, 40, 36, generator=noise)
     source = Patches(
-        torch.randn(2, 24, 40, 36, generator=noise).contiguous(memory_format=torch.channels_last),
-        torch.randn(windows, 24, 20, 18, generator=noise),
+        base.contiguous(memory_format=torch.channels_last),
+        torch.randn(windows, channels, 20, 18, generator=noise),
         torch.randint(2, (windows,), generator=noise),
         torch.randint(0, 18, (windows, 2), generator=noise),
     )
     return Case(
         source,
         source.patch_offset - 2,
-        torch.randn(40, 24, 3, 3, generator=noise),
-        torch.randn(40, generator=noise),
+        torch.randn(out_channels, channels, 3, 3, generator=noise),
+        torch.randn(out_channels, generator=noise),
         (22, 20),
         (1, 1),
         (1, 1),
@@ -285,9 +286,14 @@ def large(winograd: bool, windows: int = 7) -> Case:
     )
 
 
-@pytest.mark.parametrize("winograd", [False, True])
-def test_results_do_not_depend_on_threads_or_batch(winograd: bool) -> None:
-    case = large(winograd)
+@pytest.mark.parametrize(
+    ("winograd", "channels", "out_channels"),
+    [(False, 24, 40), (True, 24, 40), (False, 24, 1), (False, 19, 2), (False, 2, 2), (False, 3, 1)],
+)
+def test_results_do_not_depend_on_threads_or_batch(
+    winograd: bool, channels: int, out_channels: int
+) -> None:
+    case = large(winograd, channels=channels, out_channels=out_channels)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -296,6 +302,7 @@ def test_results_do_not_depend_on_threads_or_batch(winograd: bool) -> None:
         assert torch.equal(case.run(), single)
     finally:
         torch.set_num_threads(before)
+    assert case.within(single, case.expected())
     base, patch, image, offset, _ = case.source
     source = Patches(base, patch[:2], image[:2], offset[:2])
     fewer = Case(**{**vars(case), "source": source, "read_offset": case.read_offset[:2]})

@@ -37,8 +37,8 @@ struct Panel {
                           T* const* out) const {
     if (left >= Vectors * kLanes) {
       for_rows<Rows>(0, units,
-                     MultiplyCells<Vectors, true, T>{cells, taps, depth, offset, weight, sums, out,
-                                                     finish, channel});
+                     MultiplyCells<Vectors, true, T>{cells, units, taps, depth, offset, weight,
+                                                     sums, out, finish, channel});
       return;
     }
     sum<Rows, Vectors>(units, sums);
@@ -51,7 +51,7 @@ struct Panel {
   __attribute__((noinline)) void sum(int64_t units, float* const* sums) const {
     for_rows<Rows>(0, units,
                    MultiplyCells<Vectors, false, float>{
-                       cells, taps, depth, offset, weight, sums, sums, {{}, nullptr}, 0});
+                       cells, units, taps, depth, offset, weight, sums, sums, {{}, nullptr}, 0});
   }
 };
 

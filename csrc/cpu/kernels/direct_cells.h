@@ -52,7 +52,7 @@ class WideCells {
 template <typename T>
 struct DirectCells {
   int64_t taps;
-  const float** cells;  // (units, taps)
+  const float** cells;  // (taps, units)
   const T** residual;   // by unit
   T** out;              // by unit
 
@@ -65,12 +65,13 @@ struct DirectCells {
     float* const room = scratch + 2 * units * (taps + 3) + units * kPanel;
     WideCells<T> wide(room, read_width(conv, units), conv.source.channels);
     for (Runs run(conv.out, begin, end); run.count; run.next()) {
-      const float** tap = cells + run.unit * taps;
+      const float** tap = cells + run.unit;
       for (int64_t d = 0; d < conv.kernel[0]; ++d) {
         const int64_t plane = run.plane * conv.stride[0] + d * conv.dilation[0];
         const View<T> read = view<T>(conv.source, run.window, plane);
-        for (int64_t i = 0; i < conv.kernel[1]; ++i, tap += conv.kernel[2]) {
-          read_row(conv, run, read.row(run.row * conv.stride[1] + i * conv.dilation[1]), wide, tap);
+        for (int64_t i = 0; i < conv.kernel[1]; ++i, tap += conv.kernel[2] * units) {
+          const Row<T> row = read.row(run.row * conv.stride[1] + i * conv.dilation[1]);
+          read_row(conv, run, row, units, wide, tap);
         }
       }
       read_residual(conv, run, residual + run.unit);
@@ -82,21 +83,21 @@ struct DirectCells {
   }
 
  private:
-  // Tap j of output t into place `t * taps + j`.
+  // Tap j of output t into place `j * units + t`.
   KRYPTON_INLINE void read_row(const Convolution& conv, const Runs& run, const Row<T>& row,
-                               WideCells<T>& wide, const float** tap) const {
+                               int64_t units, WideCells<T>& wide, const float** tap) const {
     const int64_t first = run.column * conv.stride[2];
     if constexpr (kWidens<T>) {
       wide.begin_row(read_width(conv, run.count));
     }
-    for (int64_t j = 0; j < conv.kernel[2]; ++j, ++tap) {
+    for (int64_t j = 0; j < conv.kernel[2]; ++j, tap += units) {
       const int64_t beside = j * conv.dilation[2];
       if constexpr (kWidens<T>) {
         for (int64_t t = 0; t < run.count; ++t) {
-          tap[t * taps] = wide.at(row, first, t * conv.stride[2] + beside);
+          tap[t] = wide.at(row, first, t * conv.stride[2] + beside);
         }
       } else {
-        read_cells(row, first + beside, conv.stride[2], run.count, tap, taps);
+        read_cells(row, first + beside, conv.stride[2], run.count, tap);
       }
     }
   }

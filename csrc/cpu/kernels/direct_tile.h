@@ -2,7 +2,7 @@
 #pragma once
 
 #include "finish.h"
-#include "storage.h"
+#include "lanes.h"
 #include "unroll.h"
 
 namespace captum_krypton {
@@ -42,41 +42,14 @@ struct DirectRow {
     const int64_t rows = conv.kernel[1], columns = conv.kernel[2];
     const int64_t taps = conv.kernel[0] * rows * columns, each = taps * channels;
     const float* weight = conv.range->weight + first * each;
-    Vector lanes[Outputs][Channels] = {};
-    float rest[Outputs][Channels] = {};
+    Vector lanes[Outputs * Channels] = {};
     for (int64_t tap = 0; tap < taps; ++tap, weight += channels) {
       const int64_t row = tap / columns;
       const T* const* const read = cells + row / rows * plane + row % rows * pitch + tap % columns;
-      int64_t c = 0;
-      for (; c + kLanes <= channels; c += kLanes) {
-        Vector weights[Channels];
-#pragma GCC unroll 2
-        for (int k = 0; k < Channels; ++k) {
-          weights[k] = load<Vector>(weight + k * each + c);
-        }
-#pragma GCC unroll 8
-        for (int t = 0; t < Outputs; ++t) {
-          const Vector cell = load<Vector>(read[t] + c);
-#pragma GCC unroll 2
-          for (int k = 0; k < Channels; ++k) {
-            lanes[t][k] += cell * weights[k];
-          }
-        }
-      }
-      for (; c < channels; ++c) {
-        for (int t = 0; t < Outputs; ++t) {
-          for (int k = 0; k < Channels; ++k) {
-            rest[t][k] += load<float>(read[t] + c) * weight[k * each + c];
-          }
-        }
-      }
+      add_products<Outputs, Channels>(read, channels, weight, each, lanes);
     }
-    float sums[Outputs * Channels];
-    for (int t = 0; t < Outputs; ++t) {
-      for (int k = 0; k < Channels; ++k) {
-        sums[t * Channels + k] = total(lanes[t][k]) + rest[t][k];
-      }
-    }
+    float sums[whole_vectors(Outputs * Channels)];
+    store_totals(lanes, sums);
     finish_sums(sums, Outputs, Channels, first);
   }
 

@@ -75,15 +75,15 @@ __attribute__((noinline)) void activate_cells(const float* const* sums, int rows
   }
 }
 
-// A row is `depth` channels from `offset` of each of `taps` cells, wherever they lie, and has a
-// place of its own in the output, and one for sums. `first_row` and `channel` are those of the
-// panel's first number, for `finish`; without it sums stay where they are. Of the panel its first
-// vectors count.
+// A row is `depth` channels from `offset` of each of `taps` cells, wherever they lie, `pitch`
+// places of `cells` apart, and has a place of its own in the output, and one for sums. `first_row`
+// and `channel` are those of the panel's first number, for `finish`; without it sums stay where
+// they are. Of the panel its first vectors count.
 template <int Rows, int Vectors, bool Finished, typename T>
-KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int64_t depth,
-                                   int64_t offset, const float* weight, float* const* sums_of,
-                                   T* const* out, const Finish<T>& finish, int64_t first_row,
-                                   int64_t channel) {
+KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t pitch, int64_t taps,
+                                   int64_t depth, int64_t offset, const float* weight,
+                                   float* const* sums_of, T* const* out, const Finish<T>& finish,
+                                   int64_t first_row, int64_t channel) {
   if (Finished) {  // what `finish` touches lies far apart; it comes while the sums are made
 #pragma GCC unroll 16
     for (int row = 0; row < Rows; ++row) {
@@ -114,7 +114,7 @@ KRYPTON_INLINE void multiply_cells(const float* const* cells, int64_t taps, int6
       const float* rows[Rows];
 #pragma GCC unroll 16
       for (int row = 0; row < Rows; ++row) {
-        rows[row] = cells[row * taps + tap] + offset + k;
+        rows[row] = cells[tap * pitch + row] + offset + k;
       }
       accumulate<Rows, Vectors>(rows, count, weight, sums);
       weight += count * kPanel;
@@ -167,7 +167,7 @@ struct MultiplyRows {
 template <int Vectors, bool Finished, typename T>
 struct MultiplyCells {
   const float* const* cells;
-  int64_t taps, depth, offset;
+  int64_t pitch, taps, depth, offset;
   const float* weight;
   float* const* sums;
   T* const* out;
@@ -176,7 +176,7 @@ struct MultiplyCells {
 
   template <int Rows>
   KRYPTON_INLINE void run(int64_t row) const {
-    multiply_cells<Rows, Vectors, Finished>(cells + row * taps, taps, depth, offset, weight,
+    multiply_cells<Rows, Vectors, Finished>(cells + row, pitch, taps, depth, offset, weight,
                                             sums + row, out + row, finish, row, channel);
   }
 };

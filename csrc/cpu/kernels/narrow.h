@@ -3,194 +3,250 @@
 
 #include "direct_cells.h"
 #include "finish.h"
+#include "lanes.h"
+#include "lines.h"
 #include "unroll.h"
 
 namespace captum_krypton {
 namespace {
 
-// Adds up the lanes of every output, and to them `rest`. A function of its own: beside it, the loop
-// of the products would have too few registers.
-template <int Channels, typename T>
-__attribute__((noinline)) void finish_lanes(const float* lanes, const float* rest, int rows,
-                                            const Finish<T>& finish, int64_t first, int64_t channel,
-                                            T* const* out) {
-  for (int row = 0; row < rows; ++row) {
-    for (int k = 0; k < Channels; ++k, lanes += kLanes, ++rest) {
-      const float sum = total<KRYPTON_LANES>(lanes) + *rest;
-      store(out[row] + channel + k, finish.apply(sum, first + row, channel + k));
+constexpr int kMostNarrow = kPanel / 8;  // output channels, as in `is_narrow`
+
+// The sums of a block, those of a cell's channels side by side, and what finishes them: whole
+// periods of as many vectors as there are channels, in which a lane's channel is always the same.
+template <typename T>
+class NarrowSums {
+ public:
+  float* const sums;
+
+  // In the scratch of `narrow_sums_scratch`.
+  KRYPTON_INLINE NarrowSums(const Convolution& conv, int64_t units, float* scratch)
+      : sums(scratch),
+        conv_(conv),
+        units_(units),
+        channels_(conv.out.channels),
+        period_(channels_ * kLanes),
+        added_(sums + units * channels_ + period_),
+        bias_(added_ + units * channels_ + period_),
+        slope_(bias_ + period_) {}
+
+  // `residual` and `out` are those of every unit.
+  KRYPTON_INLINE void finish(const T* const* residual, T* const* out) const {
+    repeat(conv_.ending.bias, bias_);
+    repeat(conv_.ending.slope, slope_);
+    if (conv_.ending.residual) {
+      for (int64_t unit = 0; unit < units_; ++unit) {
+        for (int64_t k = 0; k < channels_; ++k) {
+          added_[unit * channels_ + k] = load<float>(residual[unit] + k);
+        }
+      }
+    }
+    for_outputs<kMostNarrow>(static_cast<int>(channels_), Write{*this, out});
+  }
+
+ private:
+  struct Write {
+    const NarrowSums& all;
+    T* const* out;
+
+    template <int Channels>
+    KRYPTON_INLINE void run() const {
+      if constexpr (Channels > 0) {
+        const T* const made = all.finished();
+        for (int64_t unit = 0; unit < all.units_; ++unit) {
+          __builtin_memcpy(out[unit], made + unit * Channels, Channels * sizeof(T));
+        }
+      }
+    }
+  };
+
+  // The numbers as they are stored, in the place of the sums.
+  __attribute__((noinline)) T* finished() const {
+    T* const made = reinterpret_cast<T*>(sums);
+    const float* added = added_;  // to the period's sums
+    Finish<float> finish(conv_.ending, &added);
+    finish.bias = conv_.ending.bias ? bias_ : nullptr;
+    finish.slope = conv_.ending.slope ? slope_ : nullptr;
+    for (int64_t first = 0; first < units_ * channels_; first += period_, added += period_) {
+      for (int64_t place = 0; place < period_; place += kLanes) {
+        const Vector sum = load<Vector>(sums + first + place);
+        store(made + first + place, finish.apply(sum, 0, place));
+      }
+    }
+    return made;
+  }
+
+  // The numbers of all channels, for a period's lanes.
+  void repeat(const float* of_channels, float* to) const {
+    if (of_channels) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        for (int64_t k = 0; k < channels_; ++k) {
+          *to++ = of_channels[k];
+        }
+      }
     }
   }
-}
 
-// The lanes are input channels; every output has sums of its own, which are added up at last.
-template <int Channels, typename T>
+  const Convolution& conv_;
+  int64_t units_, channels_, period_;
+  float *added_, *bias_, *slope_;
+};
+
+// The lanes are input channels, of which there are as many at least.
+template <int Channels>
 struct NarrowCells {
   const float* const* cells;
-  int64_t taps, depth;
-  const float* weight;  // of the first channel
-  int64_t channel;
-  const Finish<T>& finish;
-  T* const* out;
+  int64_t units, taps, depth;
+  const float* weight;
+  float* sums;
 
   template <int Rows>
   KRYPTON_INLINE void run(int64_t first) const {
-    const int64_t each = taps * depth;
-    Vector lanes[Rows][Channels] = {};
-    float rest[Rows][Channels] = {};
-    const float* of_tap = weight;
-    for (int64_t tap = 0; tap < taps; ++tap, of_tap += depth) {
-      const float* read[Rows];
-#pragma GCC unroll 4
-      for (int row = 0; row < Rows; ++row) {
-        read[row] = cells[(first + row) * taps + tap];
-      }
-      int64_t c = 0;
-      for (; c + kLanes <= depth; c += kLanes) {
-        Vector weights[Channels];
-#pragma GCC unroll 2
-        for (int k = 0; k < Channels; ++k) {
-          weights[k] = load<Vector>(of_tap + k * each + c);
-        }
-#pragma GCC unroll 4
-        for (int row = 0; row < Rows; ++row) {
-          const Vector cell = load<Vector>(read[row] + c);
-#pragma GCC unroll 2
-          for (int k = 0; k < Channels; ++k) {
-            lanes[row][k] += cell * weights[k];
-          }
-        }
-      }
-      for (; c < depth; ++c) {
-#pragma GCC unroll 4
-        for (int row = 0; row < Rows; ++row) {
-#pragma GCC unroll 2
-          for (int k = 0; k < Channels; ++k) {
-            rest[row][k] += read[row][c] * of_tap[k * each + c];
-          }
-        }
-      }
+    Vector lanes[Rows * Channels] = {};
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      add_products<Rows, Channels>(cells + tap * units + first, depth, weight + tap * depth,
+                                   taps * depth, lanes);
     }
-    float stored[Rows * Channels * kLanes];
-#pragma GCC unroll 4
-    for (int row = 0; row < Rows; ++row) {
-#pragma GCC unroll 2
-      for (int k = 0; k < Channels; ++k) {
-        store(stored + (row * Channels + k) * kLanes, lanes[row][k]);
-      }
+    store_totals(lanes, sums + first * Channels);
+  }
+};
+
+// A block of cells, for all storages.
+struct NarrowBlock {
+  const float* const* cells;
+  int64_t units, taps, depth;
+  const float* weight;
+  float* sums;
+
+  __attribute__((noinline)) void add_up(int channels) const {
+    for_outputs<kMostNarrow>(channels, *this);
+  }
+
+  template <int Channels>
+  KRYPTON_INLINE void run() const {
+    if constexpr (Channels > 0) {
+      // As many sums as hide how long an addition takes, and are totalled at once.
+      constexpr int kSums = KRYPTON_LANES < 8 ? 8 : KRYPTON_LANES;
+      constexpr int kSideBySide = kSums / Channels < 8 ? kSums / Channels : 8;
+      for_rows<kSideBySide>(0, units,
+                            NarrowCells<Channels>{cells, units, taps, depth, weight, sums});
     }
-    finish_lanes<Channels>(stored, rest[0], Rows, finish, first, channel, out + first);
   }
 };
 
 template <typename T>
 void narrow_cells(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  constexpr int kSideBySide = 4;  // outputs that share the weights
-  const DirectCells<T> all(conv, begin, end, scratch);
-  const int64_t depth = conv.source.channels, each = all.taps * depth;
-  const Finish<T> finish(conv.ending, all.residual);
-  int64_t k = 0;
-  for (; k + 2 <= conv.out.channels; k += 2) {
-    for_rows<kSideBySide>(
-        0, end - begin,
-        NarrowCells<2, T>{all.cells, all.taps, depth, conv.weight + k * each, k, finish, all.out});
-  }
-  if (k < conv.out.channels) {
-    for_rows<kSideBySide>(
-        0, end - begin,
-        NarrowCells<1, T>{all.cells, all.taps, depth, conv.weight + k * each, k, finish, all.out});
-  }
+  const int64_t units = end - begin;
+  const NarrowSums<T> made(conv, units, scratch);
+  const DirectCells<T> all(conv, begin, end, scratch + narrow_sums_scratch(conv, units, kLanes));
+  NarrowBlock{all.cells, units, all.taps, conv.source.channels, conv.weight, made.sums}.add_up(
+      static_cast<int>(conv.out.channels));
+  made.finish(all.residual, all.out);
 }
 
-// The lanes are outputs side by side, of which there may be more than a run has. What they read is
-// laid out channel by channel: rows of `pitch` columns.
-template <typename T>
+// The lanes are outputs side by side. What those past the run's end make lies where the next run's
+// sums come, or behind all of them.
+template <int Channels>
+struct NarrowVectors {
+  const float* const* lines;  // of every row of taps
+  const int64_t* taps;        // from there, by tap and channel
+  int64_t rows, each;         // rows, and taps and channels of one
+  const float* weight;
+  float* sums;  // of the run
+
+  template <int Vectors>
+  KRYPTON_INLINE void run(int64_t vector) const {
+    const float* weights = weight;
+    Vector all[Vectors][Channels] = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* const line = lines[row] + vector * kLanes;
+      Vector parts[Vectors][Channels] = {};  // short sums lose less
+      for (int64_t tap = 0; tap < each; ++tap, ++weights) {
+#pragma GCC unroll 16
+        for (int v = 0; v < Vectors; ++v) {
+          const Vector cells = load<Vector>(line + taps[tap] + v * kLanes);
+#pragma GCC unroll 4
+          for (int k = 0; k < Channels; ++k) {
+            parts[v][k] += weights[k * rows * each] * cells;
+          }
+        }
+      }
+#pragma GCC unroll 16
+      for (int v = 0; v < Vectors; ++v) {
+#pragma GCC unroll 4
+        for (int k = 0; k < Channels; ++k) {
+          all[v][k] += parts[v][k];
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < Vectors; ++v) {
+      put(all[v], sums + (vector + v) * kLanes * Channels);
+    }
+  }
+
+  // Each cell's channels side by side.
+  KRYPTON_INLINE void put(const Vector (&of_channels)[Channels], float* to) const {
+    float made[Channels][kLanes];
+#pragma GCC unroll 4
+    for (int k = 0; k < Channels; ++k) {
+      store(made[k], of_channels[k]);
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      for (int k = 0; k < Channels; ++k) {
+        to[lane * Channels + k] = made[k][lane];
+      }
+    }
+  }
+};
+
+// A run, for all storages.
 struct NarrowRun {
   const Convolution& conv;
-  const float* columns;  // (rows of taps, channels, pitch)
-  int64_t pitch, count;
-  const Finish<T>& finish;
-  T* out;
+  const float* const* lines;
+  const int64_t* taps;
+  int64_t count;
+  float* sums;
+
+  __attribute__((noinline)) void add_up() const {
+    for_outputs<kMostNarrow>(static_cast<int>(conv.out.channels), *this);
+  }
 
   template <int Channels>
   KRYPTON_INLINE void run() const {
     if constexpr (Channels > 0) {
-      for (int64_t first = 0; first < count; first += kLanes) {
-        add_up<Channels>(first);
-      }
-    }
-  }
-
-  template <int Channels>
-  KRYPTON_INLINE void add_up(int64_t first) const {
-    const int64_t depth = conv.source.channels, taps = conv.kernel[2];
-    const int64_t rows = conv.kernel[0] * conv.kernel[1], each = rows * taps * depth;
-    Vector sums[Channels] = {};
-    const float* weight = conv.weight;
-    const float* line = columns + first;
-    for (int64_t row = 0; row < rows; ++row, weight += taps * depth) {
-      Vector parts[Channels] = {};  // short sums lose less
-      for (int64_t c = 0; c < depth; ++c, line += pitch) {
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          const Vector cells = load<Vector>(line + tap * conv.dilation[2]);
-#pragma GCC unroll 8
-          for (int k = 0; k < Channels; ++k) {
-            parts[k] += weight[k * each + tap * depth + c] * cells;
-          }
-        }
-      }
-#pragma GCC unroll 8
-      for (int k = 0; k < Channels; ++k) {
-        sums[k] += parts[k];
-      }
-    }
-    float made[Channels][kLanes];
-#pragma GCC unroll 8
-    for (int k = 0; k < Channels; ++k) {
-      store(made[k], sums[k]);
-    }
-    const int64_t apart = conv.out.step[2] * conv.out.channels;
-    for (int64_t lane = 0; lane < least(kLanes, count - first); ++lane) {
-      for (int k = 0; k < Channels; ++k) {
-        store(out + (first + lane) * apart + k, finish.apply(made[k][lane], first + lane, k));
-      }
+      for_rows<kRows / Channels>(
+          0, (count + kLanes - 1) / kLanes,
+          NarrowVectors<Channels>{lines, taps, conv.kernel[0] * conv.kernel[1],
+                                  conv.kernel[2] * conv.source.channels, conv.weight, sums});
     }
   }
 };
 
 template <typename T>
 void narrow_runs(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  const int64_t units = end - begin, depth = conv.source.channels;
-  const int64_t beside = (conv.kernel[2] - 1) * conv.dilation[2];  // columns besides the first's
-  const int64_t pitch = narrow_pitch(conv, units, kLanes);
-  const T** const residual = reinterpret_cast<const T**>(scratch);
-  const T** const cells = residual + units;
-  float* const columns = scratch + 2 * (units + pitch);
+  const int64_t units = end - begin, channels = conv.out.channels;
+  const NarrowSums<T> made(conv, units, scratch);
+  const T** const residual =
+      reinterpret_cast<const T**>(scratch + narrow_sums_scratch(conv, units, kLanes));
+  T** const out = const_cast<T**>(residual + units);
+  Lines<T> lines(conv, units, reinterpret_cast<float*>(out + units));
   for (Runs run(conv.out, begin, end); run.count; run.next()) {
-    float* to = columns;
-    for (int64_t d = 0; d < conv.kernel[0]; ++d) {
-      const View<T> read = view<T>(conv.source, run.window, run.plane + d * conv.dilation[0]);
-      for (int64_t i = 0; i < conv.kernel[1]; ++i) {
-        const int64_t count = run.count + beside;
-        read_cells(read.row(run.row + i * conv.dilation[1]), run.column, 1, count, cells, 1);
-        for (int64_t c = 0; c < depth; ++c, to += pitch) {
-          for (int64_t t = 0; t < count; ++t) {
-            to[t] = load<float>(cells[t] + c);
-          }
-        }
-      }
+    lines.read(run);
+    NarrowRun{conv, lines.rows(), lines.taps(), run.count, made.sums + run.unit * channels}
+        .add_up();
+    read_residual(conv, run, residual + run.unit);
+    T* const to = run.data<T>();
+    for (int64_t t = 0; t < run.count; ++t) {
+      out[run.unit + t] = to + t * conv.out.step[2] * channels;
     }
-    read_residual(conv, run, residual);
-    const Finish<T> finish(conv.ending, residual);
-    constexpr int kMost = kPanel / 8;  // as in `is_narrow`
-    for_outputs<kMost>(static_cast<int>(conv.out.channels),
-                       NarrowRun<T>{conv, columns, pitch, run.count, finish, run.data<T>()});
   }
+  made.finish(residual, out);
 }
 
 template <typename T>
 void narrow(const Convolution& conv, int64_t begin, int64_t end, float* scratch) {
-  const bool side_by_side = conv.stride[0] == 1 && conv.stride[1] == 1 && conv.stride[2] == 1;
-  if (side_by_side && conv.source.channels < kLanes) {
+  if (conv.source.channels < kLanes) {
     narrow_runs<T>(conv, begin, end, scratch);
   } else {
     narrow_cells<T>(conv, begin, end, scratch);

@@ -65,31 +65,44 @@ class Runs {
   int64_t left_;
 };
 
-// Where `count` cells of a row lie, `step` columns apart from `column` on: into every `pitch`th
-// place of `cells`. Patch, base and zeros are each gone through at once.
+// Cells of a row that are all of the patch, or of the base, or zeros.
+template <typename T>
+struct Stretch {
+  const T* from;
+  int64_t apart;  // numbers from one cell to the next
+  int64_t count;
+};
+
+// The first of `count` cells, `step` columns apart from `column` on.
+template <typename T>
+KRYPTON_INLINE Stretch<T> first_stretch(const Row<T>& row, int64_t column, int64_t step,
+                                        int64_t count) {
+  const int64_t u = row.x + column;
+  const int64_t q = u - row.patch_x;
+  int64_t apart = step * row.channels;
+  int64_t left = row.width - u;  // columns of the same kind
+  if (static_cast<uint64_t>(q) < static_cast<uint64_t>(row.patch_width)) {
+    left = row.patch_width - q;
+  } else if (static_cast<uint64_t>(u) >= static_cast<uint64_t>(row.width)) {
+    apart = 0;
+    left = u < 0 && row.width ? -u : count * step;
+  } else if (q < 0 && row.patch_width) {
+    left = least(left, -q);
+  }
+  return {row.at(column), apart, least(count, step == 1 ? left : (left + step - 1) / step)};
+}
+
+// Where `count` cells of a row lie, `step` columns apart from `column` on.
 template <typename T>
 KRYPTON_INLINE void read_cells(const Row<T>& row, int64_t column, int64_t step, int64_t count,
-                               const T** cells, int64_t pitch) {
+                               const T** cells) {
   while (count > 0) {
-    const int64_t u = row.x + column;
-    const int64_t q = u - row.patch_x;
-    const T* from = row.at(column);
-    int64_t apart = step * row.channels;
-    int64_t left = row.width - u;  // columns of the same kind
-    if (static_cast<uint64_t>(q) < static_cast<uint64_t>(row.patch_width)) {
-      left = row.patch_width - q;
-    } else if (static_cast<uint64_t>(u) >= static_cast<uint64_t>(row.width)) {
-      apart = 0;
-      left = u < 0 && row.width ? -u : count * step;
-    } else if (q < 0 && row.patch_width) {
-      left = least(left, -q);
+    const Stretch<T> same = first_stretch(row, column, step, count);
+    for (int64_t t = 0; t < same.count; ++t) {
+      *cells++ = same.from + t * same.apart;
     }
-    const int64_t same = least(count, step == 1 ? left : (left + step - 1) / step);
-    for (int64_t t = 0; t < same; ++t, cells += pitch, from += apart) {
-      *cells = from;
-    }
-    column += same * step;
-    count -= same;
+    column += same.count * step;
+    count -= same.count;
   }
 }
 
@@ -104,7 +117,7 @@ KRYPTON_INLINE int64_t read_columns(const Call& call, const Runs& run, const T**
     const View<T> cells = view<T>(call.source, run.window, plane);
     for (int64_t i = 0; i < call.kernel[1]; ++i) {
       const Row<T> row = cells.row(run.row * call.stride[1] + i * call.dilation[1]);
-      read_cells(row, run.column * call.stride[2], 1, pitch, rows, 1);
+      read_cells(row, run.column * call.stride[2], 1, pitch, rows);
       rows += pitch;
     }
   }
@@ -117,7 +130,7 @@ KRYPTON_INLINE void read_residual(const Convolution& conv, const Runs& run, cons
   if (conv.ending.residual) {
     const View<T> plane = view<T>(*conv.ending.residual, run.window, run.place(0, run.plane));
     const Row<T> row = plane.row(run.place(1, run.row));
-    read_cells(row, run.place(2, run.column), conv.out.step[2], run.count, cells, 1);
+    read_cells(row, run.place(2, run.column), conv.out.step[2], run.count, cells);
   }
 }
 
