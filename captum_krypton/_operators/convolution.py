@@ -28,6 +28,9 @@ __all__ = ["convolution", "in_panels"]
 
 aten = torch.ops.aten
 
+# What narrow convolutions take, in panels: for every cell of a tap, and for an output's products.
+_FINDING, _SIDE_BY_SIDE = 8, 0.75
+
 
 class _Convolution(WindowRule):
     def __init__(self, node: Node, view: View) -> None:
@@ -180,13 +183,15 @@ def in_panels(channels: int, out_channels: int, groups: int) -> float:
     """How many times longer the direct kernel takes than its rate says, by a group's channels.
 
     Output channels are counted in whole panels; a last one of half or less costs less. Where they
-    are few, lanes hold input channels instead, if there are enough.
+    are few, lanes hold input channels instead, if there are enough: then finding a cell takes as
+    long as so many products. Otherwise they hold outputs side by side.
     """
     panel = panel_size()
-    panels: float = math.ceil(out_channels / panel)
-    if is_narrow(groups, out_channels, panel) and 2 * channels >= panel:
-        panels = 0.25
-    return panels * panel / out_channels
+    if not is_narrow(groups, out_channels, panel):
+        return math.ceil(out_channels / panel) * panel / out_channels
+    if 2 * channels >= panel:
+        return 1 + _FINDING * panel / (channels * out_channels)
+    return _SIDE_BY_SIDE * panel / out_channels
 
 
 def convolution(node: Node, view: View) -> Rule | None:
