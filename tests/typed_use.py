@@ -5,7 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import assert_type
 
-from captum_krypton import Explanation, KryptonOcclusion, OcclusionMap, Report
+from captum_krypton import (
+    Explanation,
+    KryptonFeatureAblation,
+    KryptonOcclusion,
+    OcclusionMap,
+    Report,
+    fills,
+)
 
 
 def one_input(explainer: KryptonOcclusion, x: Tensor) -> None:
@@ -23,3 +30,10 @@ def two_inputs(explainer: KryptonOcclusion, x: Tensor, y: Tensor) -> None:
     shapes = ((3, 8, 8), (1, 4))
     assert_type(explainer.attribute((x, y), shapes), tuple[Tensor, ...])
     assert_type(explainer.heatmap((x, y), shapes, (4, (1, 2))), tuple[OcclusionMap, ...])
+
+
+def regions(ablation: KryptonFeatureAblation, explainer: KryptonOcclusion, x: Tensor) -> None:
+    assert_type(ablation.attribute(x, fills.blur(3.0), feature_mask=x), Tensor)
+    assert_type(ablation.attribute((x, x), feature_mask=(x, x)), tuple[Tensor, ...])
+    assert_type(ablation.heatmap(x), OcclusionMap)
+    assert_type(explainer.heatmap(x, windows=[(slice(0, 4), slice(2, 5))]), OcclusionMap)

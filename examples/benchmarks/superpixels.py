@@ -47,9 +47,9 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 
 def superpixels(image: np.ndarray, segments: int) -> Tensor:
-    """The numbers of SLIC's superpixels, (height, width)."""
+    """The numbers of SLIC's superpixels, (1, 1, height, width)."""
     made = segmentation.slic(image, n_segments=segments, compactness=10, start_label=0)
-    return torch.from_numpy(made)
+    return torch.from_numpy(made)[None, None]
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ def volume_table(results: list[dict[str, Any]]) -> str:
         "by operations": "--:",
         "peak (rise), MiB": "--:",
         "Captum's, MiB": "--:",
+        "at this batch": "--:",
     }
 
     def cells(result: dict[str, Any]) -> list[str]:
@@ -55,6 +56,7 @@ def volume_table(results: list[dict[str, Any]]) -> str:
             f"{result['by_operations']:.2f}",
             _memory(result, ""),
             _memory(result, "captum_"),
+            _memory(result, "captum_same_batch_"),
         ]
 
     return tables_by_machine(titles, results, cells)
@@ -84,7 +86,7 @@ def volume_line(results: list[dict[str, Any]]) -> str:
     ]
     if not told:
         return NOTHING
-    machine = next(iter(found.values()))["machine"]
+    machine = next(found[name] for name in _TOLD if name in found)["machine"]
     return (
         f"Later maps of videos, volumes and signals ({machine['threads']} CPU threads, "
         f"{machine['vector instructions']}): {', '.join(told)}. `docs/networks.md` has more."
@@ -101,5 +103,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _memory(result: dict[str, Any], prefix: str) -> str:
+    if f"{prefix}memory_peak_mib" not in result:
+        return ""
     peak = result[f"{prefix}memory_peak_mib"]
     return f"{peak:.0f} ({peak - result[f'{prefix}memory_before_mib']:.0f})"

@@ -1,0 +1,44 @@
+"""The table of feature ablation beside Captum's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import DATA, tables_by_machine
+
+
+def superpixel_table(folder: Path = DATA / "superpixels") -> str:
+    """The table of what `superpixels.py` wrote to a folder, small images first."""
+    results = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    results.sort(key=lambda result: (_pixels(result), result["network"], result["features"]))
+    titles = {
+        "network": "---",
+        "image": "---",
+        "superpixels": "--:",
+        "Captum, s (batch)": "--:",
+        "first map, s": "--:",
+        "later maps, s": "--:",
+        "speed-up": "--:",
+        "by operations": "--:",
+    }
+
+    def cells(result: dict[str, Any]) -> list[str]:
+        return [
+            result["network"],
+            result["size"],
+            str(result["features"]),
+            f"{result['captum_seconds']:.3g} ({result['captum_batch']})",
+            f"{result['first_seconds']:.3g}",
+            f"{result['seconds']:.3g}",
+            f"{result['speedup']:.2f}",
+            f"{result['by_operations']:.2f}",
+        ]
+
+    return tables_by_machine(titles, results, cells)
+
+
+def _pixels(result: dict[str, Any]) -> int:
+    height, width = map(int, result["size"].split("x"))
+    return height * width
