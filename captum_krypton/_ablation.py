@@ -222,6 +222,10 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         try:
             if features.is_shared:
                 raise Fallback("a feature has cells of several inputs")
+            if features.rows_differ:
+                raise Fallback("inputs have different numbers of rows")
+            if self._min_examples_per_batch_grouped is not None:
+                raise Fallback("features with few examples are to be skipped")
             made = [self._engine.maps(call, show_progress, _EXACT) for call in features.calls]
         except Fallback as fallback:
             if any(features.call.own_mean):
@@ -233,10 +237,10 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
 
     def _maps(self, features: Features, show_progress: bool) -> tuple[OcclusionMap, ...]:
         """The map of each input for one baseline."""
-        if features.differ or features.is_shared:
+        if features.differ or features.is_shared or features.rows_differ:
             raise ArgumentError(
-                "feature_mask must be the same for all examples, and a feature must lie in one "
-                "input: make a map for each example, or use `attribute`"
+                "feature_mask must be the same for all examples, a feature must lie in one input, "
+                "and inputs must have as many rows: make a map for each example, or use `attribute`"
             )
         (call,) = features.calls
         try:
@@ -449,7 +453,7 @@ class _OverBatches:
                 replaced = tuple(
                     None
                     if feature not in inputs_of or i not in inputs_of[feature]
-                    else (mask != feature).long()
+                    else (mask != feature).to(feature_indices.dtype)
                     for i, mask in enumerate(masks)
                 )
                 seen = _perturb_inputs(elements, roles, baselines, replaced)

@@ -206,3 +206,24 @@ def test_another_mask_makes_no_new_check() -> None:
     second = ablation.heatmap(x, target=1, feature_mask=mask.T + 1).report
     assert first.checked_windows > 0
     assert second.checked_windows == 0
+
+
+def test_inputs_of_different_rows_are_captums() -> None:
+    def total(a: Tensor, b: Tensor) -> Tensor:
+        return (a.sum() + b.sum())[None]
+
+    inputs = torch.rand(2, 3), torch.rand(5, 2)
+    with pytest.warns(KryptonFallbackWarning, match="different numbers of rows"):
+        ours = KryptonFeatureAblation(total).attribute(inputs)
+    for a, b in zip(ours, FeatureAblation(total).attribute(inputs), strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ArgumentError, match="as many rows"):
+        KryptonFeatureAblation(total).heatmap(inputs)
+
+
+def test_the_progress_bar_is_captums(capsys: pytest.CaptureFixture[str]) -> None:
+    model, x, mask = question()
+    ablation = KryptonFeatureAblation(model)
+    for _ in range(3):
+        ablation.attribute(x, target=1, feature_mask=mask, show_progress=True)
+        assert "Feature Ablation attribution: 100%" in capsys.readouterr().err

@@ -67,6 +67,7 @@ class Call:
         perturbations: windows an evaluation at most, or None.
         own_mean: for each input, whether windows are covered by their own mean; its baseline does
             not count then.
+        method: what the windows are of, for the progress bar.
     """
 
     inputs: tuple[Tensor, ...]
@@ -77,6 +78,7 @@ class Call:
     extra: tuple[Any, ...]
     perturbations: int | None
     own_mean: tuple[bool, ...]
+    method: str = "Occlusion"
 
     def detached(self) -> Call:
         """The same call, with tensors of its own: what the user writes over stays as it was."""
@@ -128,6 +130,7 @@ def make_call(
         TypeError: for inputs that are not tensors.
     """
     formatted = checked_inputs(inputs)
+    _check_rows(formatted)
     if sliding_window_shapes is None:
         sliding_window_shapes = tuple(default_window(t) for t in formatted)
         if strides is None:
@@ -181,10 +184,10 @@ def call_of(
 
 
 def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
-    """The inputs as a tuple of tensors with as many rows each.
+    """The inputs as a tuple of tensors.
 
     Raises:
-        ArgumentError: for a tensor without rows, or with others than the first.
+        ArgumentError: for a tensor without rows.
         TypeError: for inputs that are not tensors.
     """
     formatted: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
@@ -193,7 +196,6 @@ def checked_inputs(inputs: Any) -> tuple[Tensor, ...]:
             raise TypeError(f"inputs[{i}] must be a tensor, not {type(tensor).__name__}")
         if tensor.dim() == 0:
             raise ArgumentError(f"inputs[{i}] must have a batch dimension, but is a 0-d tensor")
-    _check_rows(formatted)
     return formatted
 
 

@@ -36,6 +36,11 @@ class Features:
         return len(set().union(*numbers)) < sum(map(len, numbers))
 
     @property
+    def rows_differ(self) -> bool:
+        """Whether inputs have different numbers of rows."""
+        return len({len(tensor) for tensor in self.call.inputs}) > 1
+
+    @property
     def differ(self) -> bool:
         """Whether examples have features of their own."""
         return any(mask is not None and mask.shape[0] > 1 for mask in self.masks)
@@ -50,7 +55,8 @@ class Features:
 
     def _with_windows(self, call: Call, row: int) -> Call:
         pairs = zip(call.inputs, self.masks, strict=True)
-        return replace(call, grids=tuple(_regions(tensor, mask, row) for tensor, mask in pairs))
+        grids = tuple(_regions(tensor, mask, row) for tensor, mask in pairs)
+        return replace(call, grids=grids, method="Feature Ablation")
 
 
 def make_features(

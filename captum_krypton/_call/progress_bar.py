@@ -18,7 +18,7 @@ def progress(call: Call, show: bool, windows: int) -> Iterator[Callable[[int], N
     if not show:
         yield lambda rows: None
         return
-    with tqdm(total=windows, desc="Occlusion attribution", unit="window") as bar:
+    with tqdm(total=windows, desc=f"{call.method} attribution", unit="window") as bar:
         rows = 0
 
         def advance(more: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._kernels import convolve
 from .doors import Doors
 from .eager import eagerly
 from .fingerprint import fingerprint
@@ -67,7 +68,7 @@ class Watch(TorchDispatchMode):
                 with self:
                     return func.decompose(*args, **kwargs)
             noted = [str(func), *map(self._note, walk((args, kwargs)))]
-            result = func(*args, **kwargs)
+            result = _run(func, args, kwargs)
             for part in walk(result):
                 if isinstance(part, Tensor) and not any(part is a for a in walk(args)):
                     self._name(part, self._made)
@@ -92,6 +93,14 @@ class Watch(TorchDispatchMode):
         if isinstance(argument, (torch.memory_format, torch.Generator)):
             return str(argument)
         return opaque(argument)
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs an operator; a convolution of one volume as the base's are run, which is faster."""
+    if func is torch.ops.aten.convolution.default and not kwargs and not args[6]:
+        tensor, weight, bias, stride, padding, dilation, _, _, groups = args
+        return convolve(tensor, weight, bias, stride, padding, dilation, groups)
+    return func(*args, **kwargs)
 
 
 def opaque(thing: Any) -> Any:

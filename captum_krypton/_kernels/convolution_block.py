@@ -38,7 +38,7 @@ def convolve(
     oneDNN, which it takes for two.
     """
     single = input.dim() == 5 and len(input) == 1 and input.is_cpu
-    if single and input.dtype is torch.float32 and torch.backends.mkldnn.is_available():
+    if single and input.dtype is weight.dtype is torch.float32 and _has_onednn():
         made: Tensor = torch.ops.aten.mkldnn_convolution.default(
             input, weight, bias, padding, stride, dilation, groups
         )
@@ -48,6 +48,11 @@ def convolve(
         input, weight, bias, stride, padding, dilation, False, none, groups
     )
     return made
+
+
+def _has_onednn() -> bool:
+    """Whether oneDNN is there, and the user has not turned it off."""
+    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
 
 
 def _convolution_block(

@@ -68,6 +68,7 @@ class _SpliceRule(Rule):
         dim = self.dims[self.axis]
         assert box is not None and dim is not None
         cells = box.offset[:, None] + np.arange(box.size)
+        dtype = self.view.graph.dtypes[self.outputs[0]]  # parts may be of others
         pieces: list[tuple[Callable[[Frame], Tensor], Tensor | None]] = []
         for number, part in enumerate(self.parts):
             inside = (cells >= part.start) & (cells < part.stop)
@@ -81,7 +82,7 @@ class _SpliceRule(Rule):
         def step(frame: Frame) -> Tensor:
             out: Tensor | None = None
             for read, mask in pieces:
-                block = read(frame)
+                block = read(frame).to(dtype)
                 if out is None or mask is None:
                     out = block
                     continue

@@ -79,8 +79,13 @@ class OccludedPatches:
         if group.material.own_mean:
             grid, ones = group.plan.grid, (1,) * (len(sizes) - 1)
             every = group.derived(self.value, MEANS, lambda kept: grid.means(kept).to(kept.dtype))
-            means = every.flatten(0, 1)[group.order]  # (rows, channels)
-            return lambda batch: batch.of(means).reshape(batch.rows, -1, *ones).expand(-1, *sizes)
+            means = every.flatten(0, 1)  # of every image's windows, (rows, channels), a view
+
+            def own(batch: Frame) -> Tensor:
+                found = means.index_select(0, batch.of(group.order))
+                return found.reshape(batch.rows, -1, *ones).expand(-1, *sizes)
+
+            return own
         assert number is not None
         return lambda batch: torch.full(
             (batch.rows, *sizes), number, dtype=like.dtype, device=like.device

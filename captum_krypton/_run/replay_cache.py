@@ -82,7 +82,8 @@ class ReplayCache:
     def _take(self, material: Material, base: Base) -> Replays:
         original = base.kept[material.plan.analysis.occluded]
         fill = tuple(base.kept[FILL].shape) if FILL in base.kept else material.fill
-        key = (id(material.plan), original.shape[0], fill, *graph_settings(original.device))
+        covered = fill, material.own_mean
+        key = (id(material.plan), original.shape[0], covered, *graph_settings(original.device))
         if key not in self._entries:
             while len(self._entries) >= self._most:
                 self._entries.popitem(last=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from questions import expected, question
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
+from captum_krypton._call import PatchMean, make_region_call
 from captum_krypton._kernels import cuda_graph
 from captum_krypton._plan import Plan, Room
 from captum_krypton._run import replay, replay_cache
@@ -48,9 +50,9 @@ class Runs:
         self.plan = self.model.plan(call, 0, room=Room(1 << 30, 1 << 26, most), winograd=True)
         self.cache = ReplayCache()
 
-    def execution(self, images: Tensor, baseline: Any = 0.0) -> Execution:
+    def execution(self, images: Tensor, baseline: Any = 0.0, own_mean: bool = False) -> Execution:
         return Execution(
-            self.model.material(self.plan, baseline),
+            self.model.material(self.plan, baseline, own_mean),
             (images,),
             baseline,
             lambda rows, image: rows,
@@ -58,8 +60,10 @@ class Runs:
             replays=self.cache,
         )
 
-    def __call__(self, images: Tensor, baseline: Any = 0.0) -> tuple[Tensor, Execution]:
-        run = self.execution(images, baseline)
+    def __call__(
+        self, images: Tensor, baseline: Any = 0.0, own_mean: bool = False
+    ) -> tuple[Tensor, Execution]:
+        run = self.execution(images, baseline, own_mean)
         rows: list[int] = []
         with torch.no_grad():
             scores = run.run(rows.append)
@@ -138,6 +142,24 @@ def test_other_numbers_of_images_and_baselines_are_other_graphs(
     for x, fill in ((images, 0.0), (images[:1], 0.0), (images, 2.0), (images, 0.0)) * 2:
         scores, _ = runs(x, fill)
         torch.testing.assert_close(scores, expected(network, question(x, baselines=fill)))
+
+
+def test_own_means_are_those_of_the_images_at_hand(network: nn.Module, images: Tensor) -> None:
+    runs = Runs(network, question(images), 16)
+    for x, own_mean in ((images, False), (images, True), (images + 1, True), (images, False)) * 2:
+        fill = PatchMean() if own_mean else 0.0
+        scores, _ = runs(x, own_mean=own_mean)
+        torch.testing.assert_close(scores, expected(network, question(x, baselines=fill)))
+
+
+def test_regions_are_replayed(network: nn.Module, images: Tensor) -> None:
+    rows, columns = (torch.arange(size) // 2 for size in images.shape[2:])
+    masks = (rows[:, None] * 3 + columns) % 7 == torch.arange(7)[:, None, None]
+    call = make_region_call(images, masks, 0.5, None, None, None)
+    runs = Runs(network, call, 4)
+    for x in (images, images + 1, images):
+        scores, _ = runs(x, 0.5)
+        torch.testing.assert_close(scores, expected(network, replace(call, inputs=(x,))))
 
 
 SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
