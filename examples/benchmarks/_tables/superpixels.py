@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import DATA, tables_by_machine
+from . import DATA, NOTHING, machine_line, tables_by_machine
 
 
 def superpixel_table(folder: Path = DATA / "superpixels") -> str:
@@ -42,3 +42,17 @@ def superpixel_table(folder: Path = DATA / "superpixels") -> str:
 def _pixels(result: dict[str, Any]) -> int:
     height, width = map(int, result["size"].split("x"))
     return height * width
+
+
+def layer_line(file: Path = DATA / "layer_ablation.json") -> str:
+    """What `layer_ablation.py` measured, in words."""
+    if not file.exists():
+        return NOTHING
+    made = json.loads(file.read_text())
+    return (
+        f"Ablation of the {made['features']} channels of VGG16's last convolution (Ablation-CAM), "
+        f"224 pixels: {made['seconds']:.3g} s, the first time {made['first_seconds']:.3g} s; "
+        f"`captum.attr.LayerFeatureAblation` {made['captum_seconds']:.0f} s in batches of "
+        f"{made['captum_batch']}, {made['speedup']:.0f} times as long. "
+        f"Measured on: {machine_line(made)}."
+    )
