@@ -89,7 +89,10 @@ def rounding_of(
         for tensor in inputs:
             if tensor.is_floating_point():
                 up = torch.randint(0, 2, tensor.shape, generator=noise).to(tensor.device) * 2 - 1
-                tensor = tensor + tensor * up * torch.finfo(tensor.dtype).eps
+                eps = torch.finfo(tensor.dtype).eps
+                if outcome.is_floating_point():  # under autocast it has fewer bits
+                    eps = max(eps, torch.finfo(outcome.dtype).eps)
+                tensor = tensor + tensor * up * eps
             moved.append(tensor)
         most = most.maximum(distances(forward(tuple(moved)), outcome))
     return most

@@ -94,7 +94,7 @@ class Install:
 
 def answer_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 0, err
