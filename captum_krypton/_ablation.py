@@ -224,7 +224,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
                 raise Fallback("a feature has cells of several inputs")
             if features.rows_differ:
                 raise Fallback("inputs have different numbers of rows")
-            if self._min_examples_per_batch_grouped is not None:
+            if getattr(self, "_min_examples_per_batch_grouped", None) is not None:  # not in 0.8
                 raise Fallback("features with few examples are to be skipped")
             made = [self._engine.maps(call, show_progress, _EXACT) for call in features.calls]
         except Fallback as fallback:
