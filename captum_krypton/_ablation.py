@@ -451,9 +451,9 @@ class _OverBatches:
             outputs = self._outputs(ablation, elements, roles, baselines, masks)
             for feature, state in enumerate(states):
                 replaced = tuple(
-                    None
-                    if feature not in inputs_of or i not in inputs_of[feature]
-                    else (mask != feature).to(feature_indices.dtype)
+                    (mask != feature).to(feature_indices.dtype)
+                    if i in inputs_of.get(feature, ())
+                    else None
                     for i, mask in enumerate(masks)
                 )
                 seen = _perturb_inputs(elements, roles, baselines, replaced)

@@ -31,6 +31,8 @@ class Features:
     @property
     def is_shared(self) -> bool:
         """Whether a feature has cells of several inputs."""
+        if len(self.masks) == 1:
+            return False
         masks = [mask for mask in self.masks if mask is not None]
         numbers = [set(torch.unique(mask).tolist()) for mask in masks]
         return len(set().union(*numbers)) < sum(map(len, numbers))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._operators import Floats, Integers, Reach
+from .._operators import Integers, Mask, Reach
 
 __all__ = ["WindowGrid", "Windows", "covered_cells", "window_axes"]
 
@@ -155,8 +155,9 @@ class WindowGrid:
             (rows, *shape).
         """
         for dim in range(len(self.shape)):
-            cover = torch.from_numpy(self._cover(dim)).to(values.device, values.dtype)
-            values = _contracted(values, cover, dim + 1)
+            inside = self._inside(dim)
+            share = torch.from_numpy((inside / inside.sum(0)).T).to(values)
+            values = _contracted(values, share, dim + 1)
         return values
 
     def means(self, values: Tensor) -> Tensor:
@@ -171,20 +172,15 @@ class WindowGrid:
         values = values.double() if len(self.shape) > 1 else values.double()[:, None]
         first = 1 if len(self.shape) > 1 else 0  # the other dimensions have cells of a window
         for dim in range(first, len(self.shape)):
-            reach, cells = self.along(dim), np.arange(self.shape[dim])
-            inside = (cells >= reach.start[:, None]) & (cells < reach.stop[:, None])
+            inside = self._inside(dim)
             share = torch.from_numpy(inside / inside.sum(1, keepdims=True)).to(values)
             values = _contracted(values, share, dim - first + 2)
         places = values.flatten(2).movedim(1, 2)  # (rows, places, channels)
         return places.repeat(1, self.total // places.shape[1], 1)
 
-    def _cover(self, dim: int) -> Floats:
-        """(cells, positions): the share of each window position in a cell's mean."""
-        reach = self.along(dim)
-        cells = np.arange(self.shape[dim])[:, None]
-        inside = ((cells >= reach.start) & (cells < reach.stop)).astype(np.float64)
-        shares: Floats = inside / inside.sum(1, keepdims=True)
-        return shares
+    def _inside(self, dim: int) -> Mask:
+        """Which cells of a dimension each window position covers, (positions, cells)."""
+        return self.along(dim).holds(np.arange(self.shape[dim]))
 
 
 def window_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -197,9 +193,7 @@ def covered_cells(grid: Windows, windows: Sequence[int], device: torch.device) -
     """The cells in the boxes of some windows, (windows, *shape), bool; sizes of 1 stand for all."""
     covered = torch.ones((len(windows), *[1] * len(grid.shape)), dtype=torch.bool, device=device)
     for dim, position in enumerate(grid.positions(windows)):
-        reach, cell = grid.along(dim), np.arange(grid.shape[dim])
-        start, stop = reach.start[position][:, None], reach.stop[position][:, None]
-        inside = (cell >= start) & (cell < stop)
+        inside = grid.along(dim).segment(position).holds(np.arange(grid.shape[dim]))
         if not inside.all():
             line = [1] * covered.dim()
             line[0], line[dim + 1] = inside.shape

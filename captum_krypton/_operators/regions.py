@@ -80,6 +80,15 @@ class Reach:
         """The intervals of some of the window positions."""
         return Reach(self.start[positions], self.stop[positions])
 
+    def holds(self, cells: Integers) -> Mask:
+        """Which cells lie in each interval, (positions, cells).
+
+        Args:
+            cells: (cells,), or (positions, cells) where every position is asked about its own.
+        """
+        inside: Mask = (cells >= self.start[:, None]) & (cells < self.stop[:, None])
+        return inside
+
     @property
     def longest(self) -> int:
         """The size of a patch that holds any of the intervals, at least 1."""

@@ -38,12 +38,11 @@ class OccludedPatches:
             assert box is not None
             window = plan.grid.along(dim).segment(group.planned.segments[axis])
             cell = box.offset[:, None] + np.arange(box.size)
-            inside = (cell >= window.start[:, None]) & (cell < window.stop[:, None])
+            inside = window.holds(cell)
             if not inside.all():
                 yield dim + 1, group.to_device(inside[group.position[axis]])
         for dim in plan.others:
-            window, cell = plan.grid.along(dim), np.arange(plan.grid.shape[dim])
-            inside = (cell >= window.start[:, None]) & (cell < window.stop[:, None])
+            inside = plan.grid.along(dim).holds(np.arange(plan.grid.shape[dim]))
             if not inside.all():
                 yield dim + 1, group.to_device(inside[group.other[dim]])
 

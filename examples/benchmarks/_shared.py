@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import json
 import math
 import os
 import platform
@@ -335,6 +336,23 @@ def fastest_batch(
                 break  # larger ones only page-fault more
         candidates = tuple(batch for batch in best if best[batch] < 1.2 * min(best.values()))
     return min(best, key=lambda batch: best[batch])
+
+
+def kept(file: Path | None, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file has; where it is not there, what `make` measures, written to it.
+
+    Args:
+        file: a file of JSON; None measures, and writes nothing.
+        make: the measurement.
+    """
+    if file is not None and file.exists():
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+    made = make()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(made, indent=1) + "\n")
+    return made
 
 
 def machine(device: str = "cpu") -> dict[str, object]:

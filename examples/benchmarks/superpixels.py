@@ -11,17 +11,18 @@ the features, scaled to all; both sides take turns. All weights are random.
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _shared import build_network, captum_seconds_per_window, fastest_batch, machine, to_input
+from _shared import build_network, captum_seconds_per_window, fastest_batch, kept, machine, to_input
 from captum.attr import FeatureAblation
 from skimage import data, segmentation, transform, util
 from torch import Tensor
@@ -111,20 +112,12 @@ def compare(name: str, size: str, segments: int, rounds: int, sample: int) -> di
 
 def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What is there, and what is missing."""
-    for size in options.sizes:
-        for name in options.networks:
-            for segments in options.segments:
-                file = None
-                if options.json_folder is not None:
-                    file = Path(options.json_folder) / f"{name}_{size}_{segments}.json"
-                    if file.exists():
-                        yield json.loads(file.read_text())
-                        continue
-                made = compare(name, size, segments, options.rounds, options.sample)
-                if file is not None:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text(json.dumps(made, indent=1) + "\n")
-                yield made
+    every = itertools.product(options.sizes, options.networks, options.segments)
+    for size, name, segments in every:
+        file = f"{name}_{size}_{segments}.json"
+        arguments = name, size, segments, options.rounds, options.sample
+        folder = options.json_folder
+        yield kept(folder and Path(folder, file), partial(compare, *arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _shared import captum_seconds_per_window, fastest_batch, machine, sampled_windows
+from _shared import captum_seconds_per_window, fastest_batch, kept, machine, sampled_windows
 from _sides import Process, Task
 from torch import Tensor, nn
 
@@ -361,17 +361,10 @@ def difference(network: nn.Module, x: Tensor, question: Question, heat: Any) -> 
 def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What is there, and what is missing."""
     for name in options.networks:
-        file = None
-        if options.json_folder is not None:
-            file = Path(options.json_folder) / f"{name}_threads-{options.threads}.json"
-            if file.exists():
-                yield json.loads(file.read_text())
-                continue
-        made = compare(name, options.rounds, options.sample, options.threads)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(made, indent=1) + "\n")
-        yield made
+        file = f"{name}_threads-{options.threads}.json"
+        arguments = name, options.rounds, options.sample, options.threads
+        folder = options.json_folder
+        yield kept(folder and Path(folder, file), partial(compare, *arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
