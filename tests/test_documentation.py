@@ -117,10 +117,10 @@ def test_the_drawing_of_the_house_is_the_package() -> None:
     text = (ROOT / "docs/design.md").read_text()
     drawing = re.search(r"^```text\n(captum_krypton/\n.*?)```", text, re.M | re.S)
     assert drawing is not None
-    drawn = set(re.findall(r"^  (_\w+(?:\.py|/))", drawing[1], re.M))
+    drawn = set(re.findall(r"^  (\w+(?:\.py|/))", drawing[1], re.M))
     package = ROOT / "captum_krypton"
-    there = {f"{path.parent.name}/" for path in package.glob("_[a-z]*/__init__.py")}
-    there |= {path.name for path in package.glob("_*.py")}
+    there = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    there |= {path.name for path in package.glob("*.py")}
     assert drawn == there
-    wings = re.findall(r"^\*\*`(_\w+)`\*\*:", text, re.M)
+    wings = re.findall(r"^\*\*`(\w+)`\*\*:", text, re.M)
     assert {f"{wing}/" for wing in wings} == {name for name in there if name.endswith("/")}

@@ -23,7 +23,7 @@ from layout import (
 )
 
 # Each may use those that it names, by their faces alone: the names in their `__init__`. The last
-# line of a wing's docstring says the same.
+# line of a wing's docstring says the same. What may use the top level is a front.
 WINGS: Table = {
     "_kernels": (),
     "_capture": ("_kernels",),
@@ -146,6 +146,45 @@ def test_an_import_that_may_not_be(path: str, line: str, message: str) -> None:
     found = problems_of("imports", {path: f"{GOOD[path]}{line}\n"})
     assert found.startswith(f"{path}:") and message in found
     assert len(found.splitlines()) == 1
+
+
+FRONTS: Table = {**SMALL, "data": (TOP,), "_command": ("data", TOP), "__main__": ("_command",)}
+FRONT = "captum_krypton/data/__init__.py"
+BEFORE = {
+    "captum_krypton/__init__.py": 'from ._main import main\n\n__all__ = ["main"]\n',
+    FRONT: '"""Many.\n\nMay use: top level.\n"""\n\nfrom .mapper import Mapper\n\n'
+    '__all__ = ["Mapper"]\n',
+    "captum_krypton/data/mapper.py": "from .. import main\n\nMapper = main\n",
+    "captum_krypton/_command/__init__.py": '"""A terminal.\n\nMay use: data, top level.\n"""\n\n'
+    'from .run import run\n\n__all__ = ["run"]\n',
+    "captum_krypton/_command/run.py": "from .. import main\nfrom ..data import Mapper\n\n"
+    "run = main, Mapper\n",
+    "captum_krypton/__main__.py": "from ._command import run\n\nrun()\n",
+}
+
+
+@pytest.mark.parametrize("rule", CHECKS)
+def test_fronts(rule: str) -> None:
+    assert problems_of(rule, {**BEFORE}, FRONTS) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "message"),
+    [
+        (
+            "captum_krypton/data/mapper.py",
+            "from .. import pool",
+            "pool is not in `__all__` of capt",
+        ),
+        ("captum_krypton/data/mapper.py", "from .._main import main", "never the top level"),
+        ("captum_krypton/data/mapper.py", "from .._plan import cost", "data may use top level."),
+        (MAIN, "from ._command import run", "top level may use _plan, _kernels."),
+        ("captum_krypton/__main__.py", "from ._main import main", "no module _main in __main__"),
+    ],
+)
+def test_what_a_front_may_not_use(path: str, line: str, message: str) -> None:
+    before = {**GOOD, **BEFORE}
+    assert message in problems_of("imports", {**BEFORE, path: f"{before[path]}{line}\n"}, FRONTS)
 
 
 def test_tables_that_say_too_much() -> None:

@@ -1,7 +1,8 @@
 """What the sources say of the package's layout, beside a table of what each wing may use.
 
-A wing is a folder of the package and its face the names in its `__init__`. Sources are texts by
-their paths; none is imported. Every check returns what it found wrong, a line each.
+A wing is a folder of the package and its face the names in its `__init__`. A wing that may use the
+top level is a front: it takes from the package what a user would. Sources are texts by their paths;
+none is imported. Every check returns what it found wrong, a line each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "captum_krypton"
 TOP = "top level"
+MAIN = "__main__"
+FILES = {TOP, MAIN}  # in a table, what is no folder
 HERE = "tests/test_layout.py"
 MOST_LINES = 500
 MOST_AT_THE_TOP = 8
@@ -67,14 +70,18 @@ class Import:
 
     def other(self, table: Table) -> str | None:
         """The other wing that the name comes from, if it comes from one."""
-        up = 1 if self.wing == TOP else 2
+        up = 1 if self.wing in FILES else 2
         if self.level != up:
             return None
         first = self.module.partition(".")[0] or self.name
+        if up == 2 and not self.module and first not in table:
+            return TOP
         return first if first in table and first != self.wing else None
 
 
 def wing_of(path: str) -> str:
+    if path == f"{PACKAGE}/{MAIN}.py":
+        return MAIN
     return PurePosixPath(path).parts[1] if path.count("/") > 1 else TOP
 
 
@@ -106,8 +113,9 @@ def imports(sources: Sources) -> Iterator[Import]:
 
 
 def face(sources: Sources, wing: str) -> tuple[list[str], list[str]]:
-    """What a wing's `__init__` imports, and its `__all__`."""
-    tree = ast.parse(sources.get(f"{PACKAGE}/{wing}/__init__.py", ""))
+    """What the `__init__` of a wing, or the package, imports, and its `__all__`."""
+    folder = PACKAGE if wing == TOP else f"{PACKAGE}/{wing}"
+    tree = ast.parse(sources.get(f"{folder}/__init__.py", ""))
     taken = [
         alias.asname or alias.name
         for node in tree.body
@@ -127,7 +135,11 @@ def _one_import(found: Import, sources: Sources, table: Table) -> str | None:
     if found.name == "*":
         return "name what is imported"
     other = found.other(table)
-    if other is not None:
+    if other == TOP and TOP in table[found.wing]:
+        if found.name not in face(sources, TOP)[1]:
+            return f"{found.name} is not in `__all__` of {PACKAGE}/__init__.py"
+        return None
+    if other not in (None, TOP):
         if not found.module:
             return f"import names: `from {'.' * found.level}{other} import ...`"
         if "." in found.module:
@@ -178,7 +190,7 @@ def check_table(sources: Sources, table: Table) -> list[str]:
 def check_docstrings(sources: Sources, table: Table) -> list[str]:
     """The last line of a wing's docstring says what the table says."""
     problems = []
-    for wing in set(table) - {TOP}:
+    for wing in set(table) - FILES:
         path = f"{PACKAGE}/{wing}/__init__.py"
         last = (ast.get_docstring(ast.parse(sources.get(path, ""))) or "").rpartition("\n")[2]
         expected = ", ".join(name.removeprefix("_") for name in table[wing]) or NOTHING
@@ -193,7 +205,7 @@ def check_docstrings(sources: Sources, table: Table) -> list[str]:
 
 def check_folders(sources: Sources, table: Table) -> list[str]:
     """Every folder is a wing of the table; what is at the top level is little."""
-    wings = set(table) - {TOP}
+    wings = set(table) - FILES
     files = [PurePosixPath(path) for path in sources if path.startswith(f"{PACKAGE}/")]
     found = {path.parent for path in files} - {PurePosixPath(PACKAGE)}
     problems = [
@@ -218,17 +230,17 @@ def check_names(sources: Sources, table: Table) -> list[str]:
     """Wings are private already: their modules have plain names."""
     return [
         f"{path}: a module of a wing has no leading underscore"
-        for wing in set(table) - {TOP}
+        for wing in set(table) - FILES
         for name, path in modules(sources, wing).items()
         if name.startswith("_") and name != "__init__"
     ]
 
 
 def check_faces(sources: Sources, table: Table) -> list[str]:
-    """A face is what `__init__` imports, and what others in the package use."""
+    """A face is what `__init__` imports, and what others in the package use, or users."""
     used = {(found.other(table), found.name) for found in imports(sources)}
     problems = []
-    for wing in set(table) - {TOP}:
+    for wing in set(table) - FILES:
         path = f"{PACKAGE}/{wing}/__init__.py"
         taken, named = face(sources, wing)
         for name in sorted(set(taken) ^ set(named)):
@@ -238,7 +250,7 @@ def check_faces(sources: Sources, table: Table) -> list[str]:
             f"{path}: {name} is on the face, and no other part of the package uses it; "
             "import it from its module"
             for name in named
-            if (wing, name) not in used
+            if wing.startswith("_") and (wing, name) not in used
         ]
     return problems
 
