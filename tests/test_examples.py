@@ -112,7 +112,7 @@ def test_benchmark_goes_on_where_it_stopped(tmp_path: Path) -> None:
     second = run_example("benchmarks/benchmark.py", *arguments)
     assert second.returncode == 0, second.stderr
     assert file.stat().st_mtime_ns == before
-    assert re.search(r"\| squeezenet1_1 \| 64 \| 16/16 \| 16 ", second.stdout)
+    assert re.search(r"\| squeezenet1_1 \| .* \| 64 \| 16/16 \| 16 ", second.stdout)
 
 
 @pytest.mark.slow
@@ -283,6 +283,31 @@ def test_estimates(tmp_path: Path, benchmarks: None) -> None:
     picture = tmp_path / "estimates.png"
     estimates.main([f"--figure={picture}"])
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_gains(tmp_path: Path, benchmarks: None, capsys: pytest.CaptureFixture[str]) -> None:
+    import gains
+
+    picture = tmp_path / "gains.png"
+    gains.main([f"--output={picture}"])
+    measured = json.loads(
+        (BENCHMARKS.parents[1] / "docs/data/benchmark/vgg16_448_16-8_threads-2.json").read_text()
+    )
+    sides = measured["sides"]
+    expected = sides["captum"]["seconds"] / sides["krypton"]["seconds"]
+    *_, last = capsys.readouterr().out.splitlines()  # the largest gain
+    assert last.split()[0] == "vgg16"
+    assert float(last.split()[2]) == pytest.approx(expected, abs=0.06)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_gallery_pairs_blocks_with_pictures(benchmarks: None) -> None:
+    import gallery
+
+    page = "```python\na = 1\n```\n\n```python\nb = 2\n```\n![B](images/gallery/b.png)\n"
+    assert gallery.pictures(page) == [("a = 1\n", ""), ("b = 2\n", "b.png")]
+    named = {picture for _, picture in gallery.pictures(gallery.PAGE.read_text())} - {""}
+    assert named == {path.name for path in (gallery.PAGE.parent / "images/gallery").iterdir()}
 
 
 # Their parts

@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from _figures import OURS, STYLE, THEIRS, WIDTH, save
 from _shared import (
     build_network,
     captum_seconds_per_window,
@@ -26,10 +27,16 @@ from _shared import (
     square_windows,
     to_input,
 )
+from matplotlib.figure import Figure
 
 from captum_krypton import KryptonOcclusion
 
 BATCHES = (1, 4, 16)
+_LABELS = {
+    "windows": "windows of the map",
+    "image side": "image side, pixels",
+    "window side": "window side, pixels",
+}
 
 
 def point(model: str, side: int, window: int, stride: int, rounds: int) -> dict[str, Any]:
@@ -77,24 +84,24 @@ def measure(model: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw(result: dict[str, Any], output: str) -> None:
-    """The curves as a picture."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """The curves as a picture, one below the other."""
     keys = {"windows": "windows", "image side": "side", "window side": "window"}
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for ax, (name, points) in zip(axes, result["curves"].items(), strict=True):
-        at = [p[keys[name]] for p in points]
-        ax.plot(at, [1e3 * p["captum_seconds"] for p in points], "o--", label="Captum")
-        ax.plot(at, [1e3 * p["seconds"] for p in points], "o-", label="captum-krypton")
-        ax.set(xlabel=name, yscale="log", ylim=(None, None))
-        if name == "windows":
-            ax.set(xscale="log")
-    axes[0].set_ylabel("ms a window")
-    axes[0].legend()
     where = result["machine"]
-    figure.suptitle(f"{result['model']}: {where['processor']}, {where['threads']} threads")
-    figure.savefig(output, dpi=120)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 8.4), layout="constrained")
+        axes = figure.subplots(3, 1)
+        for ax, (name, points) in zip(axes, result["curves"].items(), strict=True):
+            at = [p[keys[name]] for p in points]
+            theirs = [1e3 * p["captum_seconds"] for p in points]
+            ax.plot(at, theirs, "o--", color=THEIRS, label="Captum")
+            ax.plot(at, [1e3 * p["seconds"] for p in points], "o-", color=OURS, label="captum-krypton")
+            ax.set(xlabel=_LABELS[name], ylabel="ms a window", ylim=(0, 1.15 * max(theirs)))
+            ax.set_xticks(at, [str(x) for x in at])
+            ax.tick_params("x", labelrotation=45 if name == "windows" else 0)
+            ax.grid()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        figure.suptitle(f"{result['model']}, {where['processor']}, {where['threads']} threads")
+        save(figure, output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,6 +13,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
+from _figures import STYLE, WIDTH, save
 from _tables.approximate import approximations, estimate_table, quality_of
 from matplotlib.figure import Figure
 
@@ -21,7 +23,7 @@ MARKS = "osD"
 
 def draw(results: list[dict[str, Any]]) -> Figure:
     """The scatter: a colour a target, a mark a network."""
-    figure = Figure(figsize=(6, 5.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
     panel = figure.subplots()
     rows = [row for result in results for row in result["rows"] if quality_of(row["way"])]
     lowest = min(min(row["ssim"], row["estimated"]) for row in rows) - 0.01
@@ -42,8 +44,10 @@ def draw(results: list[dict[str, Any]]) -> Figure:
             )
     panel.set_xlabel("SSIM by the map's own estimate")
     panel.set_ylabel("SSIM to the exact map")
-    panel.legend(fontsize="x-small", loc="lower right")
-    panel.grid(alpha=0.3)
+    figure.legend(
+        *panel.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2
+    )
+    panel.grid()
     return figure
 
 
@@ -55,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = approximations()
     print(estimate_table(results))
     if options.figure:
-        draw(results).savefig(options.figure, dpi=110)
+        with matplotlib.rc_context(STYLE):
+            save(draw(results), options.figure)
 
 
 if __name__ == "__main__":

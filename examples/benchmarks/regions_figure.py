@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import torch
+from _figures import WIDTH
 from _shared import build_network, load_image, to_input
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from captum_krypton._run.interpreter import run_graph
 
 Patch = tuple[tuple[int, int], ...]  # first cell and cells, along each window axis
 COLOURS = ("tab:red", "tab:blue")
+ACROSS = 3  # panels in a row
 
 
 def local_values(plan: Plan) -> list[int]:
@@ -98,10 +100,13 @@ def draw(
 
     plan = plans[1.0]
     shown = [plan.analysis.occluded, *changed]
-    figure = plt.figure(figsize=(2.1 * len(shown), 5.4), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.05))
-    panels = np.atleast_1d(upper.subplots(1, len(shown)))
-    for panel, value in zip(panels, shown, strict=True):
+    lines = math.ceil(len(shown) / ACROSS)
+    figure = plt.figure(figsize=(WIDTH, 1.95 * lines + 3.6), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.95 * lines, 3.6))
+    panels = upper.subplots(lines, ACROSS, squeeze=False).ravel()
+    for panel in panels[len(shown) :]:
+        panel.set_axis_off()
+    for panel, value in zip(panels, shown, strict=False):
         side = plan.analysis.full_size(value, 0)
         if value in changed:
             change = changed[value].numpy()
@@ -117,7 +122,7 @@ def draw(
                 Rectangle(where, width, height, fill=False, ec=colour, ls=style, lw=1.8)
             )
         (_, height), (_, width) = patch_of(plan, value, position)
-        panel.set_title(f"{height} x {width} of {side} x {side}", fontsize=10)
+        panel.set_title(f"{height} x {width}\nof {side} x {side}", fontsize=10)
         panel.set(xticks=[], yticks=[])
         panel.set_xlim(-0.9, changed[value].shape[1] - 0.1 if value in changed else side - 0.1)
         panel.set_ylim(changed[value].shape[0] - 0.1 if value in changed else side - 0.1, -0.9)
@@ -125,7 +130,7 @@ def draw(
     values = local_values(plan)
     for (threshold, other), colour in zip(plans.items(), COLOURS, strict=True):
         label = "exact" if threshold == 1 else f"threshold {threshold:g}"
-        label += f": {other.theoretical_speedup:.1f} times fewer multiply-accumulates (Eq. 17)"
+        label += f": {other.theoretical_speedup:.1f} times fewer\noperations (Eq. 17)"
         shares = [100 * mean_share(other, value) for value in values]
         style = "-" if threshold == 1 else "--"
         axis.plot(range(1, len(values) + 1), shares, f"o{style}", color=colour, label=label)
@@ -133,16 +138,16 @@ def draw(
     axis.set(
         xlabel="operator, from input to output",
         ylabel="share of the output, %",
-        xticks=range(1, len(values) + 1, max(1, len(values) // 20)),
+        xticks=range(1, len(values) + 1, max(1, len(values) // 10)),
         ylim=(0, None),
     )
     axis.set_title(
         f"{name}, windows of {grid.window[-1]}, stride {grid.stride[-1]}: {grid.total} windows",
-        fontsize=10,
+        fontsize=11,
     )
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=140)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,7 +39,7 @@ def gpu_line(result: dict[str, Any]) -> str:
     where, first = result["machine"], result["networks"][0]
     return (
         f"Later maps on a GPU ({where['gpu']}), windows of {first['window']}, stride "
-        f"{first['stride']}: {', '.join(parts)}. `docs/guides/gpus.md` says more."
+        f"{first['stride']}: {', '.join(parts)}. [GPUs](docs/guides/gpus.md) says more."
     )
 
 
@@ -47,15 +47,15 @@ def gpu_speed_table(result: dict[str, Any]) -> str:
     """Maps on a GPU: milliseconds, and Captum's over ours."""
     titles = {
         "network": "---",
-        "windows": "--:",
-        "Captum, default": "--:",
-        "best batch": "--:",
-        "plain torch": "--:",
-        "no graphs": "--:",
-        "exact": "--:",
-        "first map": "--:",
+        "times over best batch": "--:",
         "over default": "--:",
-        "over best": "--:",
+        "exact, ms": "--:",
+        "first map, ms": "--:",
+        "Captum at best batch, ms": "--:",
+        "Captum by default, ms": "--:",
+        "plain torch, ms": "--:",
+        "no graphs, ms": "--:",
+        "windows": "--:",
     }
 
     def cells(compared: dict[str, Any]) -> list[str]:
@@ -67,15 +67,15 @@ def gpu_speed_table(result: dict[str, Any]) -> str:
 
         return [
             compared["model"],
-            str(compared["windows"]),
-            milliseconds("captum_default"),
-            f"{milliseconds('captum')} ({sides['captum']['batch']})",
-            milliseconds("reference"),
-            milliseconds("launched"),
+            f"{ratio['over_captum']:.1f}",
+            f"{ratio['over_captum_default']:.0f}",
             milliseconds("krypton"),
             f"{1e3 * sides['krypton']['first_seconds']:.0f}",
-            f"{ratio['over_captum_default']:.0f}",
-            f"{ratio['over_captum']:.1f}",
+            f"{milliseconds('captum')} ({sides['captum']['batch']})",
+            milliseconds("captum_default"),
+            milliseconds("reference"),
+            milliseconds("launched"),
+            str(compared["windows"]),
         ]
 
     return markdown_table(titles, [cells(compared) for compared in result["networks"]])

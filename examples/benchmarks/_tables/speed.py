@@ -42,16 +42,16 @@ def speed_table(results: list[dict[str, Any]]) -> str:
     """The table of what `compare_with_captum.py` measured, one for each machine."""
     titles = {
         "network": "---",
-        "side": "--:",
-        "window/stride": "--:",
-        "windows": "--:",
+        "times over Captum": "--:",
+        "over fastest naive": "--:",
+        "later maps, s": "--:",
+        "first map, s": "--:",
         "Captum, s": "--:",
         "fastest naive, s": "--:",
-        "first map, s": "--:",
-        "later maps, s": "--:",
-        "speed-up over Captum": "--:",
-        "over the fastest naive": "--:",
-        "by operations": "--:",
+        "times by operations": "--:",
+        "side, px": "--:",
+        "window/stride, px": "--:",
+        "windows": "--:",
     }
 
     def cells(result: dict[str, Any]) -> list[str]:
@@ -64,16 +64,16 @@ def speed_table(results: list[dict[str, Any]]) -> str:
         ]
         return [
             result["model"],
+            f"{ratio['over_captum']:.1f}",
+            f"{ratio['over_fastest_naive']:.1f}",
+            f"{ours['seconds']:.1f}",
+            f"{ours['first_seconds']:.1f}",
+            f"{sides['captum']['seconds']:.1f}",
+            f"{min(naive):.1f}",
+            f"{ours['report']['theoretical_speedup']:.1f}",
             str(result["size"]),
             f"{result['window']}/{result['stride']}",
             str(result["windows"]),
-            f"{sides['captum']['seconds']:.1f}",
-            f"{min(naive):.1f}",
-            f"{ours['first_seconds']:.1f}",
-            f"{ours['seconds']:.1f}",
-            f"{ratio['over_captum']:.1f}",
-            f"{ratio['over_fastest_naive']:.1f}",
-            f"{ours['report']['theoretical_speedup']:.1f}",
         ]
 
     return tables_by_machine(titles, results, cells)
@@ -83,17 +83,17 @@ def detail_table(results: list[dict[str, Any]]) -> str:
     """Memory, accuracy and prediction of the same comparisons."""
     titles = {
         "network": "---",
-        "window/stride": "--:",
+        "window/stride, px": "--:",
         "batch": "--:",
         "peak, MiB": "--:",
-        "Captum's, MiB": "--:",
-        "share": "--:",
+        "Captum's peak, MiB": "--:",
+        "peak over Captum's": "--:",
         "rise, MiB": "--:",
-        "Captum's, MiB ": "--:",
-        "share ": "--:",
+        "Captum's rise, MiB": "--:",
+        "rise over Captum's": "--:",
         "naive error": "--:",
         "our error": "--:",
-        "ratio": "--:",
+        "our error over naive": "--:",
         "predicted, s": "--:",
         "measured, s": "--:",
         "set-up, s": "--:",
@@ -198,10 +198,10 @@ def accuracy_table(results: list[dict[str, Any]]) -> str:
         "channels last": "--:",
         "captum-krypton": "--:",
         "without Winograd": "--:",
-        "over contiguous": "--:",
-        "over channels last": "--:",
-        "without, over contiguous": "--:",
-        "over channels last ": "--:",
+        "ours over contiguous": "--:",
+        "ours over channels last": "--:",
+        "without Winograd over contiguous": "--:",
+        "without Winograd over channels last": "--:",
     }
 
     def cells(result: dict[str, Any]) -> list[str]:

@@ -28,32 +28,32 @@ def volume_table(results: list[dict[str, Any]]) -> str:
     """The table of what `volumes.py` measured, one for each machine and number of threads."""
     titles = {
         "network": "---",
-        "input": "---",
-        "window/stride": "--:",
-        "windows": "--:",
-        "path": "---",
-        "Captum, s (batch)": "--:",
-        "first map, s": "--:",
+        "times over Captum": "--:",
         "later maps, s": "--:",
-        "speed-up": "--:",
-        "by operations": "--:",
+        "first map, s": "--:",
+        "Captum, s (batch)": "--:",
+        "times by operations": "--:",
+        "path": "---",
+        "input, cells": "---",
+        "window/stride, cells": "--:",
+        "windows": "--:",
         "peak (rise), MiB": "--:",
         "Captum's, MiB": "--:",
-        "at this batch": "--:",
+        "Captum's at this batch, MiB": "--:",
     }
 
     def cells(result: dict[str, Any]) -> list[str]:
         return [
             result["network"],
+            f"{result['speedup']:.2f}",
+            _seconds(result["seconds"]),
+            _seconds(result["first_seconds"]),
+            f"{_seconds(result['captum_seconds'])} ({result['captum_batch']})",
+            f"{result['by_operations']:.2f}",
+            result["path"],
             "x".join(map(str, result["shape"])),
             f"{_sizes(result['window'])}/{_sizes(result['stride'])}",
             str(result["windows"]),
-            result["path"],
-            f"{_seconds(result['captum_seconds'])} ({result['captum_batch']})",
-            _seconds(result["first_seconds"]),
-            _seconds(result["seconds"]),
-            f"{result['speedup']:.2f}",
-            f"{result['by_operations']:.2f}",
             _memory(result, ""),
             _memory(result, "captum_"),
             _memory(result, "captum_same_batch_"),
@@ -89,7 +89,7 @@ def volume_line(results: list[dict[str, Any]]) -> str:
     machine = next(found[name] for name in _TOLD if name in found)["machine"]
     return (
         f"Later maps of videos, volumes and signals ({machine['threads']} CPU threads, "
-        f"{machine['vector instructions']}): {', '.join(told)}. `docs/networks.md` has more."
+        f"{machine['vector instructions']}): {', '.join(told)}. [Networks](docs/networks.md) has more."
     )
 
 
