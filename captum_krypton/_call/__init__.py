@@ -15,7 +15,7 @@ from .arguments import (
     signature,
 )
 from .features import Features, make_features, make_region_call
-from .heatmap import OcclusionMap, Report, averaged, map_of, mean_of
+from .heatmap import OcclusionMap, averaged, map_of, mean_of
 from .optional import new_figure, require
 from .outcome import (
     Part,
@@ -28,6 +28,7 @@ from .outcome import (
     tolerance,
 )
 from .progress_bar import progress
+from .report import ImageReport, Report
 from .settings import Settings
 from .windows import WindowGrid, Windows
 
@@ -36,6 +37,7 @@ __all__ = [
     "ArgumentError",
     "Call",
     "Features",
+    "ImageReport",
     "OcclusionMap",
     "Part",
     "PatchMean",

@@ -5,74 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .optional import new_figure
+from .optional import new_figure, require
+from .record import Record, as_array, read_record, write_record
+from .report import ImageReport, Report
 from .windows import WindowGrid, Windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["OcclusionMap", "Report", "averaged", "map_of", "mean_of"]
-
-
-@dataclass(frozen=True)
-class Report:
-    """How a map was made.
-
-    Attributes:
-        path: "incremental" (only what a window can reach was computed again), "full" (whole
-            volumes in the captured graph, where a plan with patches would have cost more),
-            "naive" (the forward function for every window: a model's first ones, too few for a
-            graph to pay, or all where maps by the plan were seen to take longer) or "captum" (a
-            fall-back, for the reasons given).
-        reasons: why the path is not "incremental".
-        windows: windows of the map, an input's images not counted.
-        groups: groups of windows of equal geometry.
-        batches: batches run.
-        batch_size: the most rows in a batch at the end.
-        seconds: wall-clock time in all.
-        setup_seconds: the part of it spent on capture, planning and the first use's check.
-        theoretical_speedup: multiply-accumulates saved over the map (Eq. 17), those of windows that
-            were not run among them; 1 where none are.
-        checked_windows: windows also run through the forward function itself (first use only).
-        largest_check_error: the largest difference seen there, in units of the outcome.
-        backend: the gather kernel in use, "cpp", "cuda" or "reference".
-        predicted_seconds: what base and windows of all images were expected to take.
-        threshold: the projective field threshold tau (Section 4.2); 1 where no change was cropped.
-        windows_evaluated: windows that were run, over all images, and those that need not be (see
-            `windows_unreached`); the others were interpolated.
-        windows_exact: windows that were run without a threshold.
-        estimated_ssim: the structural similarity to the exact map that the map of each image is
-            expected to have at least; 1 where all are exact, None where nothing was estimated.
-        batches_replayed: batches that were replayed from a CUDA graph.
-        windows_unreached: windows that cannot reach what the outcome reads (a far pixel, say): none
-            of them is run, and their outcome is the untouched one.
-    """
-
-    path: str
-    reasons: tuple[str, ...] = ()
-    windows: int = 0
-    groups: int = 0
-    batches: int = 0
-    batch_size: int = 0
-    seconds: float = 0.0
-    setup_seconds: float = 0.0
-    theoretical_speedup: float = 1.0
-    checked_windows: int = 0
-    largest_check_error: float = 0.0
-    backend: str = ""
-    predicted_seconds: float = 0.0
-    threshold: float = 1.0
-    windows_evaluated: int = 0
-    windows_exact: int = 0
-    estimated_ssim: float | None = None
-    batches_replayed: int = 0
-    windows_unreached: int = 0
+__all__ = ["OcclusionMap", "averaged", "map_of", "mean_of"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +46,94 @@ class OcclusionMap:
     target: Any
     report: Report
     spread: Tensor | None = None
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the map into a file, whole or not at all: a compressed `.npz` of NumPy.
+
+        It has the arrays `scores` and `reference`, `spread` where there is one (float32 for
+        bfloat16, which NumPy lacks), and a text `map`, which is JSON: `format` ("captum-krypton
+        map"), `version` (1), `dtype`, `target`, `grid` and `report`. In the target, a tuple is
+        `{"tuple": [...]}`, and so are a `slice` and a `tensor` of integers. The grid has its
+        `shape`, `window` and `stride`; a list of regions has its `shape` alone, and the arrays
+        `boxes`, `layers` and `labels`, the last where regions are not whole boxes.
+
+        Args:
+            path: where to; an existing file is replaced. Nothing is added to its name.
+
+        Raises:
+            OSError: where it cannot be written; nothing is left behind then.
+            TypeError: for a target that is none of these.
+        """
+        report = self.report.to_dict()
+        write_record(
+            path,
+            Record(self.scores, self.reference, self.spread, self.grid, self.target, report),
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> OcclusionMap:
+        """The map that `save` wrote, on the CPU.
+
+        Nothing in the file is run or unpickled, so it may come from anybody.
+
+        Raises:
+            OSError: where it cannot be read.
+            ValueError: where it is no such file, not whole, or of a later version.
+        """
+        record = read_record(path)
+        return cls(
+            record.scores,
+            record.reference,
+            record.grid,
+            record.target,
+            Report.from_dict(record.report),
+            record.spread,
+        )
+
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        """The scores as an array on the host; float32 for bfloat16, which NumPy lacks."""
+        return as_array(self.scores)
+
+    def to_xarray(self) -> Any:
+        """The map as an `xarray.Dataset`.
+
+        Its variables are `scores`, `reference` and, where there is one, `spread`. Dimensions are
+        `example`, `output` (`output_0`, `output_1` where an outcome has several dimensions), and
+        those of the grid: `channel` where windows differ in it, `z`, `y` and `x`, or `region`. The
+        coordinates of `z`, `y` and `x` are the middles of the windows, in cells of the input; the
+        last one's is that of what it covers.
+
+        Raises:
+            ImportError: without xarray.
+        """
+        xarray = require("xarray", "xarray", "to_xarray")
+        outputs = self.reference.dim() - 1
+        names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
+        grid = self.scores.dim() - 1 - outputs
+        places, coordinates = self._dimensions(grid)
+        of_reference = ["example", *names]
+        made = {
+            "scores": ([*of_reference, *places], self.to_numpy()),
+            "reference": (of_reference, as_array(self.reference)),
+        }
+        if self.spread is not None:
+            made["spread"] = (made["scores"][0], as_array(self.spread))
+        attributes = {"target": str(self.target), "path": self.report.path}
+        return xarray.Dataset(made, coordinates, attributes)
+
+    def _dimensions(self, count: int) -> tuple[list[str], dict[str, np.ndarray[Any, Any]]]:
+        """The names of the last so many dimensions of `scores`, and where windows lie in them."""
+        if self.grid.paired:
+            return ["region"], {}
+        sizes = len(self.grid.shape)
+        axes = max(1, sizes - 1)
+        names = ["channel"] if sizes > 1 else []
+        names += [f"axis_{i}" for i in range(axes - 3)] + ["z", "y", "x"][-axes:]
+        coordinates = {}
+        for dim in range(sizes - count, sizes):
+            along = self.grid.along(dim)
+            coordinates[names[dim]] = (along.start + along.stop - 1) / 2
+        return names[-count:], coordinates
 
     def attribution(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Captum's attribution of this map.
@@ -273,7 +309,7 @@ def map_of(
         counts = counts[1:]
     ordered = scores.movedim(1, -1)
     ordered = ordered.reshape(*ordered.shape[:-1], *counts)
-    return OcclusionMap(ordered, reference, grid, target, report)
+    return OcclusionMap(ordered, reference, grid, target, report.shared(len(ordered)))
 
 
 def averaged(maps: Sequence[OcclusionMap]) -> OcclusionMap:
@@ -299,10 +335,21 @@ def averaged(maps: Sequence[OcclusionMap]) -> OcclusionMap:
     ]
     largest = max(report.largest_check_error for report in reports)
     sums = {name: total(name) for name in counted}
-    report = replace(reports[-1], largest_check_error=largest, **sums)
+    images = tuple(map(_sum_of, zip(*(report.images for report in reports), strict=True)))
+    report = replace(reports[-1], largest_check_error=largest, images=images, **sums)
     spread = scores.double().std(0, correction=0).to(scores.dtype)
     mean = mean_of([heat.scores for heat in maps])
     return replace(first, scores=mean, report=report, spread=spread)
+
+
+def _sum_of(reports: Sequence[ImageReport]) -> ImageReport:
+    """The report of one image over several maps of it."""
+    return replace(
+        reports[-1],
+        seconds=sum(report.seconds for report in reports),
+        windows_evaluated=sum(report.windows_evaluated for report in reports),
+        windows_exact=sum(report.windows_exact for report in reports),
+    )
 
 
 def mean_of(tensors: Sequence[Tensor]) -> Tensor:
