@@ -100,7 +100,8 @@ def draw(result: dict[str, Any], output: str) -> None:
             ax.tick_params("x", labelrotation=45 if name == "windows" else 0)
             ax.grid()
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        figure.suptitle(f"{result['model']}, {where['processor']}, {where['threads']} threads")
+        title = f"{result['model']}, {where['processor']}, {where['threads']} threads"
+        axes[0].set_title(title, fontsize=11)
         save(figure, output)
 
 

@@ -33,7 +33,7 @@ def gains() -> Gains:
 
 def draw(found: Gains) -> Figure:
     """Bars, a pair for each network."""
-    figure = Figure(figsize=(WIDTH, 0.5 * len(found) + 1.1), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.45 * len(found) + 1.3), layout="constrained")
     panel = figure.subplots()
     sides = ("224 pixels a side (Inception v3: 299)", "448 pixels a side")
     for number, (side, colour) in enumerate(zip(sides, (THEIRS, OURS), strict=True)):
@@ -43,10 +43,10 @@ def draw(found: Gains) -> Figure:
         bars = panel.barh(heights, values, height=0.38, color=colour, label=side)
         panel.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
     panel.set_yticks(range(len(found)), list(found))
-    panel.set_xlabel("times sooner than Captum at its fastest batch size")
+    panel.set_xlabel("times sooner than Captum")
     panel.spines[["top", "right"]].set_visible(False)
     panel.margins(x=0.12)
-    panel.legend(loc="lower right")
+    figure.legend(loc="outside upper center")
     return figure
 
 
