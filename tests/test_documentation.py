@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import re
 import sys
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from scripts import BENCHMARKS, EXAMPLES, ROOT
+
+from captum_krypton import KryptonOcclusion
 
 # The options of the scripts in examples/paper are not in their own text.
 SCRIPT = r"^python (examples/(?:benchmarks/)?\w+\.py)(.*)$"
@@ -26,6 +31,11 @@ def section(title: str) -> str:
 def blocks(text: str, language: str) -> list[str]:
     """Fenced blocks of a language."""
     return re.findall(rf"^```{language}\b.*\n((?:.*\n)*?)```$", text, flags=re.MULTILINE)
+
+
+def without_numbers(output: str) -> str:
+    """An output's words: its numbers depend on the machine."""
+    return re.sub(r"[\d.]+", "#", output)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +64,13 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "path", list(sys.path))
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    for number, block in enumerate(blocks((ROOT / page).read_text(), "python")):
-        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    text, printed = (ROOT / page).read_text(), []
+    for number, block in enumerate(blocks(text, "python")):
+        with contextlib.redirect_stdout(io.StringIO()) as stream:
+            exec(compile(block, f"{page}, block {number}", "exec"), names)
+        printed.append(without_numbers(stream.getvalue()))
+    for shown in re.findall(r"^It prints:\n\n```text\n((?:.*\n)*?)```$", text, re.MULTILINE):
+        assert without_numbers(shown) in printed
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -65,6 +80,14 @@ def test_commands_name_scripts_and_their_options(page: str) -> None:
             source = (ROOT / script).read_text()
             names = re.findall(r"--[a-z-]+", options)
             assert [name for name in names if f'"{name}"' not in source] == []
+
+
+def test_the_table_of_arguments_is_that_of_the_methods() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", text, re.MULTILINE)
+    for method in ("attribute", "heatmap", "growing", "explain"):
+        _, *expected = inspect.signature(getattr(KryptonOcclusion, method)).parameters
+        assert [name for name, methods in rows if f"`{method}`" in methods] == expected
 
 
 def test_every_script_has_a_place_on_its_page() -> None:

@@ -94,7 +94,9 @@ def draw(result: dict[str, Any], output: str) -> None:
             at = [p[keys[name]] for p in points]
             theirs = [1e3 * p["captum_seconds"] for p in points]
             ax.plot(at, theirs, "o--", color=THEIRS, label="Captum")
-            ax.plot(at, [1e3 * p["seconds"] for p in points], "o-", color=OURS, label="captum-krypton")
+            ax.plot(
+                at, [1e3 * p["seconds"] for p in points], "o-", color=OURS, label="captum-krypton"
+            )
             ax.set(xlabel=_LABELS[name], ylabel="ms a window", ylim=(0, 1.15 * max(theirs)))
             ax.set_xticks(at, [str(x) for x in at])
             ax.tick_params("x", labelrotation=45 if name == "windows" else 0)

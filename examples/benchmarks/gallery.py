@@ -19,7 +19,9 @@ import torch
 from _tables import ROOT
 
 PAGE = ROOT / "docs" / "gallery.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```$|!\[[^\]]*\]\(images/gallery/([\w-]+\.png)\)", re.M | re.S)
+BLOCK = re.compile(
+    r"^```python\n(.*?)^```$|!\[[^\]]*\]\(images/gallery/([\w-]+\.png)\)", re.M | re.S
+)
 
 
 def pictures(page: str) -> list[tuple[str, str]]:
