@@ -89,7 +89,8 @@ def volume_line(results: list[dict[str, Any]]) -> str:
     machine = next(found[name] for name in _TOLD if name in found)["machine"]
     return (
         f"Later maps of videos, volumes and signals ({machine['threads']} CPU threads, "
-        f"{machine['vector instructions']}): {', '.join(told)}. [Networks](docs/networks.md) has more."
+        f"{machine['vector instructions']}): {', '.join(told)}. "
+        "[Networks](docs/networks.md) has more."
     )
 
 
