@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .. import ArgumentError
 from .failure import ERROR, FINE, INTERRUPTED, CommandError, say
-from .parser import Options, build, options_of
+from .parser import build, options_of
 
 __all__ = ["main"]
 
@@ -20,8 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; those of the process where left out.
 
     Returns:
-        The exit code: 0 fine, 1 an error, 3 some images failed, 130 interrupted. Wrong usage
-        raises `SystemExit` with 2.
+        The exit code: 0 fine, 1 an error, 2 options that do not go together, 3 some images failed,
+        130 interrupted.
+
+    Raises:
+        SystemExit: with 2 for words that are no options, with 0 after `--help`.
     """
     parser = build()
     asked = parser.parse_args(arguments)
@@ -34,25 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print_info()
             return FINE
-        return _explain(options_of(asked))
+        from .explain import run
+
+        return run(options_of(asked))
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has gone, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ERROR
-    except (CommandError, ArgumentError) as error:
+    except (CommandError, ArgumentError, ImportError) as error:
         if asked.command == "explain" and asked.traceback:
             raise
-        say(f"error: {error}")
+        hint = ""
+        if isinstance(error, ModuleNotFoundError):
+            hint = "; pip install 'captum-krypton[command]' installs what the command line uses"
+        say(f"error: {error}{hint}")
         return error.code if isinstance(error, CommandError) else ERROR
-
-
-def _explain(options: Options) -> int:
-    try:
-        from .explain import run
-    except ImportError as error:
-        raise CommandError(
-            f"{error}; pip install 'captum-krypton[command]' installs what the command line uses"
-        ) from error
-    return run(options)

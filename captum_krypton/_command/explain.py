@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def run(options: Options) -> int:
     images = find(options.images, options.place)
     folder = _goes_to_folder(options, images)
     check_format(options.summary)
+    if options.place is not None and options.place.suffix.lower() != ".npz" and not options.plan:
+        _check_plots()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     with _spoken_warnings():
@@ -54,8 +57,7 @@ def run(options: Options) -> int:
             say("the weights are random: so are the classes, and the maps show nothing learnt")
         explainer = _explainer(network, options)
         if options.plan:
-            print(explainer.plan(next(iter(images.paths.values()))))
-            return FINE
+            return _plan(explainer, next(iter(images.paths.values())))
         if folder is None:
             return _each(explainer, images, options)
         settings = _settings(options, network, explainer, images)
@@ -64,11 +66,24 @@ def run(options: Options) -> int:
             return _Run(explainer, images, maps, options).run()
 
 
+def _check_plots() -> None:
+    if find_spec("matplotlib") is None:
+        raise CommandError("pictures need matplotlib: pip install 'captum-krypton[plot]'")
+
+
 def _explainer(network: Network, options: Options) -> Explainer:
     try:
         return Explainer.of(network, options)
-    except (ImportError, PictureError) as error:  # a library for estimates; the model's transform
+    except PictureError as error:  # the model's transform
         raise CommandError(str(error)) from error
+
+
+def _plan(explainer: Explainer, path: Path) -> int:
+    try:
+        print(explainer.plan(path))
+    except PictureError as error:
+        raise CommandError(f"{path}: {error}") from error
+    return FINE
 
 
 def _goes_to_folder(options: Options, images: Images) -> Path | None:
@@ -225,7 +240,7 @@ class _Run:
         done = len(self.rows) - failed
         print(f"{done} maps in {self.maps.path}, {len(left) - failed} of them made now")
         if failed:
-            say(f"{failed} images failed; the summary says why")
+            say(f"{failed} of {len(self.rows)} images failed; the summary says why")
         return SOME_FAILED if failed else FINE
 
     def _left(self) -> dict[str, Path]:
@@ -240,7 +255,7 @@ class _Run:
                 continue
             row = self.rows[name] = row_of(name, heat, self.explainer.label(heat))
             if source is not None and not self.maps.picture_of(name).exists():
-                self._draw(row, heat, self.explainer.picture_of(source))
+                self._draw_again(row, heat, source)
         return {name: path for name, path in paths.items() if name not in self.rows}
 
     def _explain(self, left: dict[str, Path]) -> None:
@@ -258,7 +273,7 @@ class _Run:
         """One image, explained and written; or why it failed."""
         try:
             heat, picture = self.explainer.explain(path, False)
-        except (CommandError, ArgumentError):  # the settings do not fit, whatever the image
+        except (CommandError, ArgumentError, ImportError):  # the same for every image
             raise
         except Exception as error:  # whatever is wrong with one image, the others are explained
             known = isinstance(error, PictureError)
@@ -269,6 +284,12 @@ class _Run:
         self.maps.keep(name, heat)
         self._draw(row, heat, picture)
         return row
+
+    def _draw_again(self, row: Row, heat: Any, source: Path) -> None:
+        try:
+            self._draw(row, heat, self.explainer.picture_of(source))
+        except PictureError as error:
+            say(f"{row.image}: has a map, and no picture can be drawn: {error}")
 
     def _draw(self, row: Row, heat: Any, picture: Picture) -> None:
         write_bytes(self.maps.picture_of(row.image), draw(heat, picture, _title(row)))

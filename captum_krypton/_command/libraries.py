@@ -12,7 +12,7 @@ from torch import nn
 from . import weights
 from .failure import CommandError
 from .network import Network, Request
-from .pictures import Preparation, as_numbers, of_transform, usual
+from .pictures import Preparation, as_numbers, grey, of_transform, usual
 
 __all__ = ["from_timm", "from_torchvision", "from_transformers", "imagenet_names"]
 
@@ -66,11 +66,11 @@ def from_timm(name: str, request: Request) -> Network:
     )
     source = "timm's pretrained ones" if pretrained else _filled(module, request)
     config = resolve_model_data_config(module)
-    channels = config["input_size"][0]
-    if request.size is not None:
-        config["input_size"] = (channels, request.size, request.size)
-    config["mean"] = request.mean or config["mean"]
-    config["std"] = request.std or config["std"]
+    _, *sides = config["input_size"]
+    channels = arguments.get("in_chans", config["input_size"][0])
+    config["input_size"] = (channels, *([request.size] * 2 if request.size else sides))
+    for name, asked in (("mean", request.mean), ("std", request.std)):
+        config[name] = asked or (grey(config[name]) if channels == 1 else config[name])
     preparation = of_transform(create_transform(**config), "L" if channels == 1 else "RGB")
     names = () if request.random else imagenet_names(module)
     return Network(module, preparation, names, source)
@@ -150,7 +150,7 @@ def _made(request: Request, make: Callable[[], Any], fetches: Any) -> Any:
     try:
         return make()
     except Exception as error:  # hubs, their clients and networks raise many types
-        reason = f"{type(error).__name__}: {(str(error) or '?').splitlines()[0][:300]}"
+        reason = f"{type(error).__name__}: {(str(error) or '?').splitlines()[0][:300].rstrip('.')}"
         if not fetches or isinstance(error, TypeError):
             raise CommandError(f"--model {request.model}: cannot be made: {reason}") from error
         raise CommandError(

@@ -19,6 +19,8 @@ __all__ = [
     "Picture",
     "PictureError",
     "Preparation",
+    "as_numbers",
+    "grey",
     "kinds",
     "of_transform",
     "read_picture",
@@ -31,6 +33,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _CROP = 0.875  # of the side: a crop of 224 from 256
 _SIDE = 224
+# What Pillow has another program run (Ghostscript), or knows by its head alone.
+_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 class PictureError(Exception):
@@ -96,8 +100,13 @@ def _per_channel(numbers: tuple[float, ...]) -> np.ndarray[Any, np.dtype[np.floa
 
 def kinds() -> frozenset[str]:
     """The ends of the names of files that Pillow reads, lower case, with their dots."""
-    known = Image.registered_extensions()
-    return frozenset(end for end, kind in known.items() if kind in Image.OPEN and kind != "PDF")
+    known, read = Image.registered_extensions(), _formats()
+    return frozenset(end for end, kind in known.items() if kind in read)
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [kind for kind in Image.OPEN if kind not in _NOT_READ]
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
@@ -113,7 +122,7 @@ def read_picture(path: Path, mode: str) -> Image.Image:
         PictureError: where the file does not hold a picture, or not all of one.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_formats()) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -154,9 +163,9 @@ def usual(
         channels: 3, or 1 for shades of grey.
     """
     side = size or _SIDE
-    grey = channels == 1
-    mean = mean or (_grey(IMAGENET_MEAN) if grey else IMAGENET_MEAN)
-    std = std or (_grey(IMAGENET_STD) if grey else IMAGENET_STD)
+    one = channels == 1
+    mean = mean or (grey(IMAGENET_MEAN) if one else IMAGENET_MEAN)
+    std = std or (grey(IMAGENET_STD) if one else IMAGENET_STD)
     resized = round(side / _CROP)
 
     def transform(image: Image.Image) -> Tensor:
@@ -166,10 +175,11 @@ def usual(
         return (values - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
     text = f"shorter side {resized}, centre {side}, mean {mean}, std {std}"
-    return Preparation(transform, "L" if grey else "RGB", text, mean, std)
+    return Preparation(transform, "L" if one else "RGB", text, mean, std)
 
 
-def _grey(numbers: tuple[float, ...]) -> tuple[float, ...]:
+def grey(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    """The mean over channels of a number for each."""
     return (round(sum(numbers) / len(numbers), 3),)
 
 

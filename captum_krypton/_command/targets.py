@@ -81,8 +81,9 @@ def resolve(asked: str, names: Sequence[str], classes: int) -> int:
     if len(found) == 1:
         return found[0]
     if not found:
-        close = get_close_matches(wanted, lower, 3)
-        hint = f"; close to it: {', '.join(names[lower.index(n)] for n in close)}" if close else ""
+        parts = {part.strip(): i for i, name in enumerate(lower) for part in name.split(",")}
+        close = [f"{parts[n]} {names[parts[n]]}" for n in get_close_matches(wanted, parts, 3)]
+        hint = f"; close to it: {', '.join(close)}" if close else ""
         raise CommandError(f"--target {asked}: no class has that name{hint}")
     listed = ", ".join(f"{i} {names[i]}" for i in found[:_LISTED])
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
