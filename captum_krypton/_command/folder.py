@@ -19,9 +19,9 @@ from .. import OcclusionMap
 from .failure import CommandError, say
 from .files import write_bytes, writing
 
-__all__ = ["MapFolder", "opened"]
+__all__ = ["MapFolder", "holds_maps", "opened"]
 
-_FORMAT = "captum-krypton run"
+_RECORD, _FORMAT = "run.json", "captum-krypton run"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}|\.[0-9a-f]{32}\.part")
 _MAP, _PICTURE = ".npz", ".png"
 
@@ -101,15 +101,16 @@ def opened(
     """
     if path.exists() and not path.is_dir():
         raise CommandError(f"--output {path}: it is a file; expected a folder for these images")
-    record = path / "run.json"
+    record = path / _RECORD
     with writing(record):
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / ".lock")
-    try:
-        with writing(record):
+        try:
             lock.acquire(timeout=0)
-    except Timeout as error:
-        raise CommandError(f"--output {path}: another process is writing maps into it") from error
+        except Timeout as error:
+            raise CommandError(
+                f"--output {path}: another process is writing maps into it"
+            ) from error
     try:
         _begin(path, record, dict(settings), dict(made_by), overwrite)
         yield MapFolder(path)
@@ -146,6 +147,15 @@ def _begin(
     if overwrite or not record.is_file():
         text = {"format": _FORMAT, "version": 1, "settings": settings, "made_by": made_by}
         write_bytes(record, json.dumps(text, indent=2).encode() + b"\n")
+
+
+def holds_maps(path: Path) -> bool:
+    """Whether a folder is the output of a run."""
+    try:
+        found = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("format") == _FORMAT
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .failure import CommandError
+from .folder import holds_maps
 from .pictures import kinds
 
 __all__ = ["Images", "find"]
@@ -59,7 +60,7 @@ def find(arguments: Sequence[str], output: Path | None) -> Images:
 
 
 def _inside(folder: Path, skipped: Path | None) -> Iterator[Path]:
-    """The images below a folder; hidden files and folders are none."""
+    """The images below a folder; not hidden ones, nor the pictures of earlier runs."""
     endings = kinds()
 
     def unreadable(error: OSError) -> None:
@@ -70,7 +71,9 @@ def _inside(folder: Path, skipped: Path | None) -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and (here / name).resolve() != skipped
+            if not name.startswith(".")
+            and (here / name).resolve() != skipped
+            and not holds_maps(here / name)
         ]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in endings:

@@ -34,7 +34,7 @@ exit codes:
   0    fine
   1    an error: the message says what to do
   2    wrong usage
-  3    some images could not be explained (the summary says why), all others were
+  3    some images failed (the summary says why), the others were
   130  interrupted
 """
 
@@ -99,10 +99,10 @@ def build() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     explain = commands.add_parser(
         "explain",
-        usage="python -m captum_krypton explain IMAGE [IMAGE ...] --model MODEL [option ...]",
+        usage="python -m captum_krypton explain IMAGE [IMAGE ...] --model MODEL ...",
         help="map one image, or all of a folder",
-        description="Map images: the outcome of a classifier with a window covered, for every "
-        "place of the window.",
+        description="Map images: the outcome of a classifier with a window covered, for\n"
+        "every place of the window.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
