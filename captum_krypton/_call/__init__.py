@@ -14,6 +14,7 @@ from .arguments import (
     make_call,
     signature,
 )
+from .display import row_table
 from .features import Features, make_features, make_region_call
 from .heatmap import OcclusionMap, averaged, map_of, mean_of
 from .optional import new_figure, require
@@ -60,6 +61,7 @@ __all__ = [
     "progress",
     "require",
     "resolve_target",
+    "row_table",
     "row_target",
     "signature",
     "tolerance",

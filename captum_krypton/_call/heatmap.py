@@ -12,18 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .optional import new_figure, require
+from .display import fact_table, picture_tag
+from .optional import picture_png, require
+from .picture import Layer, Style, draw
 from .record import Record, as_array, read_record, write_record
 from .report import ImageReport, Report
 from .windows import WindowGrid, Windows
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["OcclusionMap", "averaged", "map_of", "mean_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OcclusionMap:
     """The outcome of a model at every window of one input.
 
@@ -213,29 +216,66 @@ class OcclusionMap:
         return self.grid
 
     def plot(
-        self, image: Any = None, *, example: int = 0, output: int | tuple[int, ...] | None = None
+        self,
+        image: Any = None,
+        *,
+        example: int = 0,
+        output: int | tuple[int, ...] | None = None,
+        channel: int | None = None,
+        label: str = "",
+        unit: str = "",
+        scale: str = "drop",
+        cmap: Any = None,
+        limits: tuple[float, float] | None = None,
+        alpha: float = 0.85,
+        contours: int = 0,
+        ax: Axes | None = None,
     ) -> Figure:
-        """Draws the image, the heat map and the map laid over the image.
+        """Draws the map, and over an image, a volume or a signal where one is given.
 
-        Colours are the paper's: jet_r from 0.75 p to min(1, 1.25 p), where p is the outcome of
-        the untouched input. Where p is no probability the scale is p -+ 0.25 |p|.
+        Colours stand for the drop of the outcome: red where covering lowers it, blue where it
+        raises it, white for none, on a scale that is the same in both directions. Over an image,
+        colours are as opaque as the effect is large. A map of regions is drawn as its attribution.
+
+        - Over an image: the image, the map, and the map over the image, all on one geometry.
+        - Through a volume: three slices through the largest change.
+        - Along a signal: the trace over the map's colours, and the map under it.
 
         Args:
-            image: what to draw under the map: (H, W), (H, W, 3) or (3, H, W), an array or a
-                tensor, in 0..1 or 0..255. Left out: no picture, only the map.
+            image: what to draw under the map, an array or a tensor: (H, W), (H, W, 3) or
+                (3, H, W); for a volume (D, H, W) or (C, D, H, W); for a signal (L,) or (C, L).
+                Values are in 0..1 or 0..255, or normalised. It may have another size than the
+                input. Left out: only the map.
             example: which example of the batch.
             output: which output, for a map of `target=None`.
+            channel: which channel's windows, where there are some for each.
+            label: what the outcome is, such as the class: the title, and part of the bar's text.
+            unit: of the outcome, such as "probability".
+            scale: "drop", or "paper": the outcome with the window covered, in jet_r from 0.75 p to
+                min(1, 1.25 p), where p is that of the untouched input (p -+ 0.25 |p| where p is no
+                probability).
+            cmap: matplotlib's colour map instead of the scale's ("RdBu_r", "jet_r").
+            limits: the values at the ends of the colours; what lies beyond is said by an arrow at
+                the bar's end. Default: the largest change, in both directions.
+            alpha: how opaque the strongest colour is over an image.
+            contours: how many contour lines to draw.
+            ax: axes to draw the last panel in, for maps along one or two axes.
 
         Returns:
-            A matplotlib figure.
+            The matplotlib figure, which a notebook shows.
 
         Raises:
-            ValueError: where the map does not have two window axes, is of regions, or has several
-                outputs and `output` is not given.
+            ValueError: for several outputs without `output`, for windows of several channels
+                without `channel`, and for arguments out of range.
             ImportError: without matplotlib (the extra `plot`).
         """
-        scores = self.scores[example]
-        reference = self.reference[example]
+        style = Style(scale, cmap, limits, alpha, contours, label, unit)
+        return draw(self._layer(example, output, channel), image, style, ax)
+
+    def _layer(
+        self, example: int, output: int | tuple[int, ...] | None, channel: int | None
+    ) -> Layer:
+        scores, reference = self.scores[example], self.reference[example]
         if output is not None:
             index = output if isinstance(output, tuple) else (output,)
             scores, reference = scores[index], reference[index]
@@ -243,61 +283,62 @@ class OcclusionMap:
             raise ValueError(
                 f"output must say which of the outputs {tuple(reference.shape)} to draw"
             )
-        self._window_grid("plot")
-        scores = scores.squeeze()
-        if scores.dim() != 2:
-            raise ValueError(
-                f"plot draws maps with two window axes, this one has {tuple(scores.shape)}"
-            )
-        heat, p = scores.float().cpu().numpy(), float(reference)
-        low, high = colour_range(p)
-        picture = None if image is None else as_picture(image)
-        figure = new_figure(4.5 if picture is None else 12, 4)
-        panels = figure.subplots(1, 1 if picture is None else 3, squeeze=False)[0]
-        style = {"cmap": "jet_r", "vmin": low, "vmax": high, "interpolation": "nearest"}
-        where = panels[0] if picture is None else panels[1]
-        drawn = where.imshow(heat, **style)
-        where.set_title("outcome with the window covered")
-        if picture is not None:
-            panels[0].imshow(picture, cmap="gray")
-            panels[0].set_title(f"image, outcome {p:.3g}")
-            height, width = picture.shape[:2]
-            panels[2].imshow(picture, cmap="gray", extent=(0, width, height, 0))
-            panels[2].imshow(heat, extent=self.extent((height, width)), alpha=0.5, **style)
-            panels[2].set(xlim=(0, width), ylim=(height, 0))
-            panels[2].set_title("overlay")
-        for panel in panels:
-            panel.set_axis_off()
-        figure.colorbar(drawn, ax=panels[-1])
-        return figure
+        scores, base, grid = scores.double().cpu(), float(reference), self.grid
+        sizes = tuple(grid.shape[axis] for axis in grid.axes)
+        if not isinstance(grid, WindowGrid):
+            cells = grid.spread(base - scores[None])[0]
+            channels = tuple(range(len(grid.shape) - len(sizes)))
+            drop = cells.nanmean(channels) if channels else cells
+            return Layer((base - drop).numpy(), base, tuple((0.0, n) for n in sizes), sizes)
+        counts = tuple(grid.counts[axis] for axis in grid.axes)
+        groups = grid.total // math.prod(counts)
+        if groups > 1 and channel is None:
+            raise ValueError(f"channel must say which of {groups} channels' windows to draw")
+        scores = scores.reshape(groups, *counts)[channel or 0]
+        edges = tuple(self._edges(axis) for axis in grid.axes)
+        return Layer(scores.numpy(), base, edges, sizes)
 
+    def _edges(self, axis: int) -> tuple[float, float]:
+        """Where a grid's map begins and ends along an axis, in cells."""
+        grid = self._window_grid("plot")
+        if grid.counts[axis] == 1:
+            along = grid.along(axis)
+            return float(along.start[0]), float(along.stop[0])
+        first = (grid.window[axis] - grid.stride[axis]) / 2
+        return first, first + grid.stride[axis] * grid.counts[axis]
 
-def colour_range(p: float) -> tuple[float, float]:
-    """The paper's colour scale for an outcome of `p`."""
-    if 0 < p <= 1:
-        return 0.75 * p, min(1.0, 1.25 * p)
-    margin = 0.25 * abs(p) if p and math.isfinite(p) else 1.0
-    centre = p if math.isfinite(p) else 0.0
-    return centre - margin, centre + margin
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}: {value}" for name, value in self._facts().items())
+        return f"<OcclusionMap {facts}>"
 
+    def _repr_html_(self) -> str:
+        """The map as a notebook shows it: its first image, and how it was made."""
+        reference = self.reference[0].reshape(-1).double()
+        index = np.unravel_index(int(reference.argmax()), tuple(self.reference.shape[1:]))
+        facts = fact_table(self._facts())
+        try:
+            picture = self.plot(output=tuple(map(int, index)) or None)
+        except (ImportError, ValueError):  # without matplotlib; of windows along other axes
+            return facts
+        return facts + picture_tag(picture_png(picture), repr(self))
 
-def as_picture(image: Any) -> np.ndarray[Any, Any]:
-    """An array that matplotlib draws: (H, W) or (H, W, 3), in 0..1."""
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
-    if array.ndim == 4 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3):
-        raise ValueError(f"image must be (H, W), (H, W, 3) or (3, H, W), not {tuple(array.shape)}")
-    array = array.astype(np.float64)
-    if array.min() < 0:  # a normalised tensor
-        array = (array - array.min()) / max(float(np.ptp(array)), 1e-12)
-    elif array.max() > 1:
-        array = array / 255.0
-    return np.clip(array, 0, 1)
+    def _facts(self) -> dict[str, str]:
+        grid, reference = self.grid, self.reference.double()
+        outputs = reference.reshape(*reference.shape, *[1] * (self.scores.dim() - reference.dim()))
+        drop = outputs - self.scores.double()
+        drop = drop[drop.isfinite()]
+        facts = {
+            "images": str(len(reference)),
+            "windows": " x ".join(map(str, grid.counts)),
+            "target": str(self.target),
+            "outcome": f"{float(reference.flatten()[0]):.4g}" if reference.numel() == 1 else "",
+            "largest drop": f"{float(drop.max()):.4g}" if drop.numel() else "",
+            "path": self.report.path,
+            "seconds": f"{self.report.seconds:.3g}",
+        }
+        if self.report.estimated_ssim not in (None, 1.0):
+            facts["estimated SSIM"] = f"{self.report.estimated_ssim:.3f}"
+        return {name: value for name, value in facts.items() if value}
 
 
 def map_of(

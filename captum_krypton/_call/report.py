@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from .display import fact_table, short_repr
+
 __all__ = ["ImageReport", "Report"]
 
 
@@ -28,7 +30,7 @@ class ImageReport:
     estimated_ssim: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """How a map was made.
 
@@ -83,6 +85,12 @@ class Report:
     batches_replayed: int = 0
     windows_unreached: int = 0
     images: tuple[ImageReport, ...] = ()
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    def _repr_html_(self) -> str:
+        return fact_table({name: value for name, value in asdict(self).items() if name != "images"})
 
     def to_dict(self) -> dict[str, Any]:
         """The report as `json.dumps` takes it; tuples are lists."""
