@@ -16,7 +16,7 @@ import re
 import uuid
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -218,7 +218,7 @@ x="{left:.6g}" y="{top:.6g}" width="{right - left:.6g}" height="{bottom - top:.6
 preserveAspectRatio="none"/></svg></svg></div>
 <div class="scale"><span class="low">{number(-entry.limit)}</span><span class="ramp"></span>\
 <span class="high">{limit}</span></div>
-<h2 class="name"><bdi>{name}</bdi></h2>
+<h2 class="name"><bdi>{_path(entry.name)}</bdi></h2>
 <p class="label"><bdi>{label}</bdi></p>
 <dl>{facts}</dl>
 </li>
@@ -239,7 +239,7 @@ def colours() -> _Array:
         np.where(place[:, None] < 0, rises, drops)
         for rises, drops in zip(_RISES, _DROPS, strict=True)
     )
-    opacity = 255 * _OPAQUE * size**0.75
+    opacity = 255 * _OPAQUE * size
     scale = np.concatenate([middle + (end - middle) * size, opacity], axis=1)
     return np.concatenate([np.rint(scale), [_NO_NUMBER]]).astype(np.uint8)
 
@@ -272,6 +272,12 @@ def _data(kind: str, image: Image.Image, **options: Any) -> str:
 def _text(text: str) -> str:
     """A text of whatever characters as HTML; quotes are escaped, too."""
     return html.escape(_CONTROL.sub("\ufffd", text))
+
+
+def _path(name: str) -> str:
+    """A name with its folders on a line of their own."""
+    folder, slash, file = name.rpartition("/")
+    return f"<span>{_text(folder + slash)}</span>{_text(file)}" if slash and file else _text(name)
 
 
 def number(value: float) -> str:
