@@ -286,4 +286,6 @@ def number(value: float) -> str:
         return "no number"
     value += 0.0  # no minus zero
     shown = f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    digits, _, exponent = shown.partition("e")
+    shown = f"{digits}e{int(exponent)}" if exponent else digits
     return shown.replace("-", "\N{MINUS SIGN}")
