@@ -1,8 +1,9 @@
 """Many occlusion maps as one HTML file, to be looked through in a browser.
 
-The file needs no network and no other file. An image of 224 x 224 pixels with 400 windows takes
-about 30 kB of it, 500 of them 15 MB; a picture is made smaller where it is longer than 640 pixels.
-Browsers decode a picture, and the page colours a map, when it comes into view.
+The file needs no network and no other file. A photograph of 224 x 224 pixels with 400 windows takes
+about 20 kB of it, 500 of them 10 MB. A larger one is made smaller, to 640 pixels along its longer
+side, and takes 60 to 100 kB. Browsers decode a picture, and the page colours a map, when it comes
+into view.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _OPAQUE = 0.92  # at the ends of the scale
 # kind of colour blindness tell apart.
 _RISES = (103, 169, 207), (33, 102, 172)
 _DROPS = (239, 138, 98), (178, 24, 43)
-_NO_NUMBER = (128, 128, 128, 150)
+_NO_NUMBER = (128, 128, 128, 215)
 _MARKER = re.compile(r"\{\{(\w+)\}\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]|[\ud800-\udfff]")
 _Array = np.ndarray[Any, Any]

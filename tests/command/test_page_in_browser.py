@@ -216,7 +216,7 @@ def test_where_the_map_lies(show: Opener) -> None:
         red, _, blue, opaque = page.colour(card, x, y)
         assert opaque == opacity(abs(share)) and (red > blue) == (share > 0)
     for x, y in ((7, 33), (29, 20)):
-        assert page.colour(card, x, y) == pytest.approx([128, 128, 128, 150], abs=1)
+        assert page.colour(card, x, y) == pytest.approx([128, 128, 128, 215], abs=1)
     assert page.one(".gap").is_displayed()
 
 
