@@ -1,8 +1,9 @@
 """Many occlusion maps as one HTML file, to be looked through in a browser.
 
-The file needs no network and no other file. An image of 224 x 224 pixels with 400 windows takes
-about 30 kB of it, 500 of them 15 MB; a picture is made smaller where it is longer than 640 pixels.
-Browsers decode a picture, and the page colours a map, when it comes into view.
+The file needs no network and no other file. A photograph of 224 x 224 pixels with 400 windows takes
+about 20 kB of it, 500 of them 10 MB. A larger one is made smaller, to 640 pixels along its longer
+side, and takes 60 to 100 kB. Browsers decode a picture, and the page colours a map, when it comes
+into view.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import uuid
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -35,7 +36,7 @@ _OPAQUE = 0.92  # at the ends of the scale
 # kind of colour blindness tell apart.
 _RISES = (103, 169, 207), (33, 102, 172)
 _DROPS = (239, 138, 98), (178, 24, 43)
-_NO_NUMBER = (128, 128, 128, 150)
+_NO_NUMBER = (128, 128, 128, 215)
 _MARKER = re.compile(r"\{\{(\w+)\}\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]|[\ud800-\udfff]")
 _Array = np.ndarray[Any, Any]
@@ -218,7 +219,7 @@ x="{left:.6g}" y="{top:.6g}" width="{right - left:.6g}" height="{bottom - top:.6
 preserveAspectRatio="none"/></svg></svg></div>
 <div class="scale"><span class="low">{number(-entry.limit)}</span><span class="ramp"></span>\
 <span class="high">{limit}</span></div>
-<h2 class="name"><bdi>{name}</bdi></h2>
+<h2 class="name"><bdi>{_path(entry.name)}</bdi></h2>
 <p class="label"><bdi>{label}</bdi></p>
 <dl>{facts}</dl>
 </li>
@@ -239,7 +240,7 @@ def colours() -> _Array:
         np.where(place[:, None] < 0, rises, drops)
         for rises, drops in zip(_RISES, _DROPS, strict=True)
     )
-    opacity = 255 * _OPAQUE * size**0.75
+    opacity = 255 * _OPAQUE * size
     scale = np.concatenate([middle + (end - middle) * size, opacity], axis=1)
     return np.concatenate([np.rint(scale), [_NO_NUMBER]]).astype(np.uint8)
 
@@ -274,10 +275,18 @@ def _text(text: str) -> str:
     return html.escape(_CONTROL.sub("\ufffd", text))
 
 
+def _path(name: str) -> str:
+    """A name with its folders on a line of their own."""
+    folder, slash, file = name.rpartition("/")
+    return f"<span>{_text(folder + slash)}</span>{_text(file)}" if slash and file else _text(name)
+
+
 def number(value: float) -> str:
     """Three digits that count, with a minus sign; the page's script does the same."""
     if not math.isfinite(value):
         return "no number"
     value += 0.0  # no minus zero
     shown = f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    digits, _, exponent = shown.partition("e")
+    shown = f"{digits}e{int(exponent)}" if exponent else digits
     return shown.replace("-", "\N{MINUS SIGN}")
