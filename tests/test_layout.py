@@ -33,6 +33,8 @@ WINGS: Table = {
     "_run": ("_plan", "_call", "_operators", "_capture", "_kernels"),
     "_approximate": ("_run", "_plan", "_call", "_operators"),
     TOP: ("_approximate", "_run", "_plan", "_call", "_operators", "_capture", "_kernels"),
+    "_command": (TOP,),
+    "__main__": ("_command",),
 }
 
 Check = Callable[[Sources, Table], list[str]]

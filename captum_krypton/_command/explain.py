@@ -166,7 +166,7 @@ def _each(explainer: Explainer, images: Images, options: Options) -> int:
             failed += 1
             continue
         row = row_of(name, heat, explainer.label(heat))
-        print(words(row, _word(explainer)))
+        print(words(row, _unit(options) or "outcome"))
         place = options.place
         if place is None:
             continue
@@ -174,7 +174,7 @@ def _each(explainer: Explainer, images: Images, options: Options) -> int:
             with writing(place):
                 heat.save(place)
         else:
-            write_bytes(place, draw(heat, picture, _title(row)))
+            write_bytes(place, draw(heat, picture, str(row.label), _unit(options)))
         print(f"  wrote {place}")
         if options.html:
             page = place.with_suffix(".html")
@@ -184,13 +184,9 @@ def _each(explainer: Explainer, images: Images, options: Options) -> int:
     return SOME_FAILED if failed else FINE
 
 
-def _word(explainer: Explainer) -> str:
-    wanted = explainer.options.outcome
-    return "outcome" if wanted == "raw" else wanted if wanted == "probability" else "sigmoid"
-
-
-def _title(row: Row) -> str:
-    return f"{row.image}: {row.label}"
+def _unit(options: Options) -> str:
+    """What an outcome is; empty where nobody knows."""
+    return "" if options.outcome == "raw" else options.outcome
 
 
 def _entry(row: Row, heat: Any, picture: Picture) -> PageEntry:
@@ -292,7 +288,10 @@ class _Run:
             say(f"{row.image}: has a map, and no picture can be drawn: {error}")
 
     def _draw(self, row: Row, heat: Any, picture: Picture) -> None:
-        write_bytes(self.maps.picture_of(row.image), draw(heat, picture, _title(row)))
+        write_bytes(
+            self.maps.picture_of(row.image),
+            draw(heat, picture, str(row.label), _unit(self.options)),
+        )
 
     def _write_summary(self) -> None:
         rows = [self.rows[name] for name in sorted(self.rows)]

@@ -147,10 +147,16 @@ def windows(options: Options, size: Pair) -> tuple[Pair, Pair]:
     return window, stride
 
 
-def draw(heat: OcclusionMap, picture: Picture, title: str) -> bytes:
-    """The image, its map and an overlay, as a PNG file."""
-    figure = heat.plot(picture / 255.0)
-    figure.suptitle(title)
+def draw(heat: OcclusionMap, picture: Picture, label: str, unit: str) -> bytes:
+    """The image, its map and an overlay, as a PNG file.
+
+    Args:
+        heat: the map.
+        picture: what the network saw.
+        label: the class.
+        unit: of the outcome; may be empty.
+    """
+    figure = heat.plot(picture / 255.0, label=label, unit=unit)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()

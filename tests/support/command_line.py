@@ -94,22 +94,22 @@ def usual_input(path: Path, side: int = SIDE) -> Tensor:
     return made
 
 
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment of a process that imports this package and `command_line`."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support"), *sys.path])
+    alike = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "KRYPTON_MEASURE": "0"}
+    return {**os.environ, **alike, **more}
+
+
 def start(
     arguments: Sequence[str], folder: Path, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`python -m captum_krypton` in a process of its own, with `folder` to work in."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support"), *sys.path])
     return subprocess.run(
         [sys.executable, "-m", "captum_krypton", *arguments],
         capture_output=True,
         text=True,
         timeout=600,
         cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": path,
-            "OMP_NUM_THREADS": "1",
-            "KRYPTON_MEASURE": "0",
-            **environment,
-        },
+        env=child_environment(**environment),
     )
