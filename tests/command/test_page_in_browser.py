@@ -423,9 +423,11 @@ def test_a_page_of_many(show: Opener) -> None:
     assert page.one("#count").text == "300 of 300 shown"
     painted = "return [...document.querySelectorAll('.card canvas')].filter((c) => c.width).length"
     assert 0 < page.run(painted) < 60
+    first = page.run("return document.querySelector('.card canvas')")
     last = page.run("return document.querySelector('.card:last-child')")
     assert page.colour(last, *LARGEST)[3] == opacity(1)
     assert 0 < page.run(painted) < 60
+    assert page.run("return arguments[0].width", first) == 0  # it is far now
 
 
 def test_no_images(show: Opener) -> None:
