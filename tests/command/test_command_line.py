@@ -284,12 +284,14 @@ def test_one_photograph_as_in_the_readme(tmp_path: Path) -> None:
     drawn = start(["explain", "photo.jpg", *words, "--output", "photo.png"], tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     assert "282 (tiger cat)" in drawn.stdout
-    assert Image.open(tmp_path / "photo.png").format == "PNG"
+    with Image.open(tmp_path / "photo.png") as picture:
+        assert picture.format == "PNG"
     saved = start(["explain", "photo.jpg", *words, "--output", "photo.npz"], tmp_path)
     assert saved.returncode == 0, saved.stderr
     config = timm.data.resolve_model_data_config(network)
     transform = timm.data.create_transform(**{**config, "input_size": (3, 64, 64)})
-    x = transform(Image.open(tmp_path / "photo.jpg"))[None]
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        x = transform(photo)[None]
     expected = Occlusion(nn.Sequential(network, nn.Softmax(1))).attribute(
         x, (3, 16, 16), strides=(3, 16, 16), target=282
     )
