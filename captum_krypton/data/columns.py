@@ -99,9 +99,7 @@ def _number(target: Target) -> int:
 
 
 def _texts(texts: Sequence[str]) -> NDArray[Any]:
-    column = np.empty(len(texts), object)
-    column[:] = texts
-    return column
+    return np.array(texts, np.str_)
 
 
 def kept(column: Any, places: Sequence[int]) -> Any:

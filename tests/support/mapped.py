@@ -33,14 +33,21 @@ def as_inputs(images: Any) -> Tensor:
 
 
 @torch.no_grad()
-def plain_map(model: nn.Module, x: Tensor, target: int, fill: float = 0.0) -> NDArray[Any]:
+def plain_map(
+    model: nn.Module,
+    x: Tensor,
+    target: int,
+    fill: float = 0.0,
+    window: int = WINDOW,
+    stride: int = STRIDE,
+) -> NDArray[Any]:
     """The target's outcome for every window on an input (C, H, W): one forward pass for each."""
     rows = []
-    for top in range(0, x.shape[1] - WINDOW + 1, STRIDE):
+    for top in range(0, x.shape[1] - window + 1, stride):
         row = []
-        for left in range(0, x.shape[2] - WINDOW + 1, STRIDE):
+        for left in range(0, x.shape[2] - window + 1, stride):
             covered = x.clone()
-            covered[:, top : top + WINDOW, left : left + WINDOW] = fill
+            covered[:, top : top + window, left : left + window] = fill
             row.append(float(model(covered[None])[0, target]))
         rows.append(row)
     return np.array(rows, np.float32)
