@@ -7,7 +7,7 @@ from ._ablation import (
     KryptonLayerFeatureAblation,
 )
 from ._approximate import Budget, DrillDown, Tuning, ssim
-from ._call import PREDICTED, ArgumentError, OcclusionMap, Report
+from ._call import PREDICTED, ArgumentError, ImageReport, OcclusionMap, Report
 from ._explain import Explanation
 from ._fallback import KryptonFallbackWarning
 from ._kernels import BackendInfo, KryptonBackendWarning, backend_info
@@ -22,6 +22,7 @@ __all__ = [
     "Budget",
     "DrillDown",
     "Explanation",
+    "ImageReport",
     "KryptonBackendWarning",
     "KryptonDataLoaderAttribution",
     "KryptonFallbackWarning",

@@ -22,13 +22,12 @@ from ._call import (
     Features,
     OcclusionMap,
     Settings,
-    averaged,
     make_features,
     mean_of,
 )
 from ._engine import Engine
-from ._fallback import FallbackWarnings
-from ._run import Fallback, naive_maps
+from ._fallback import FallbackWarnings, averaged_maps
+from ._run import Fallback
 from .fills import every_baseline
 
 __all__ = [
@@ -154,11 +153,11 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
             IndexError: for a target that the output does not have.
         """
         others = target, additional_forward_args, feature_mask, perturbations_per_eval
-        sampled = [
-            self._attributions(make_features(inputs, baseline, *others), show_progress)
+        samples = [
+            make_features(inputs, baseline, *others)
             for baseline in every_baseline(inputs, baselines)
         ]
-        attributions = tuple(map(mean_of, zip(*sampled, strict=True)))
+        attributions = self._attributions(samples, show_progress)
         return attributions if isinstance(inputs, tuple) else attributions[0]
 
     @overload
@@ -210,15 +209,16 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
             IndexError: for a target that the output does not have.
         """
         others = target, additional_forward_args, feature_mask, perturbations_per_eval
-        sampled = [
-            self._maps(make_features(inputs, baseline, *others), show_progress)
+        samples = [
+            make_features(inputs, baseline, *others)
             for baseline in every_baseline(inputs, baselines)
         ]
-        maps = tuple(map(averaged, zip(*sampled, strict=True)))
+        maps = self._maps(samples, show_progress)
         return maps if isinstance(inputs, tuple) else maps[0]
 
-    def _attributions(self, features: Features, show_progress: bool) -> tuple[Tensor, ...]:
-        """The attributions of each input for one baseline."""
+    def _attributions(self, samples: list[Features], show_progress: bool) -> tuple[Tensor, ...]:
+        """The attributions of each input, averaged over samples that differ in their baselines."""
+        features = samples[0]
         try:
             if features.is_shared:
                 raise Fallback("a feature has cells of several inputs")
@@ -226,32 +226,40 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
                 raise Fallback("inputs have different numbers of rows")
             if getattr(self, "_min_examples_per_batch_grouped", None) is not None:  # not in 0.8
                 raise Fallback("features with few examples are to be skipped")
-            made = [self._engine.maps(call, show_progress, _EXACT) for call in features.calls]
+            rows = [
+                self._of_row(list(calls), show_progress)
+                for calls in zip(*(sample.calls for sample in samples), strict=True)
+            ]
         except Fallback as fallback:
             if any(features.call.own_mean):
                 raise ArgumentError(f"baselines cannot be mean_patch() here: {fallback}") from None
-            captums = self._captum(features, fallback, show_progress)
-            return captums if features.call.is_tuple else (captums,)
-        rows = ([heat.attribution(heat.reference.dtype) for heat in maps] for maps in made)
+            self._warn(fallback)
+            made = [self._captum(sample, show_progress) for sample in samples]
+            made = made if features.call.is_tuple else [(one,) for one in made]
+            return tuple(map(mean_of, zip(*made, strict=True)))
         return tuple(map(torch.cat, zip(*rows, strict=True)))
 
-    def _maps(self, features: Features, show_progress: bool) -> tuple[OcclusionMap, ...]:
-        """The map of each input for one baseline."""
+    def _of_row(self, calls: list[Call], show_progress: bool) -> list[Tensor]:
+        """The attributions of each input, where all examples have the same features."""
+        sampled = self._engine.samples(calls, show_progress, _EXACT)
+        attributions = [
+            [heat.attribution(heat.reference.dtype) for heat in maps] for maps in sampled
+        ]
+        return list(map(mean_of, zip(*attributions, strict=True)))
+
+    def _maps(self, samples: list[Features], show_progress: bool) -> tuple[OcclusionMap, ...]:
+        """The map of each input, averaged over samples that differ in their baselines."""
+        features = samples[0]
         if features.differ or features.is_shared or features.rows_differ:
             raise ArgumentError(
                 "feature_mask must be the same for all examples, a feature must lie in one input, "
                 "and inputs must have as many rows: make a map for each example, or use `attribute`"
             )
-        (call,) = features.calls
-        try:
-            return self._engine.maps(call, show_progress, _EXACT)
-        except Fallback as fallback:
-            self._warn(fallback)
-            return naive_maps(self.forward_func, call, str(fallback), show_progress)
+        calls = [sample.calls[0] for sample in samples]
+        return averaged_maps(self._engine, self._warn, calls, show_progress, _EXACT)
 
-    def _captum(self, features: Features, fallback: Fallback, show_progress: bool) -> Any:
+    def _captum(self, features: Features, show_progress: bool) -> Any:
         """Captum's own path, for what the engine cannot do."""
-        self._warn(fallback)
         call: Call = features.call
         masks = None if features.masks[0] is None else features.masks
         return FeatureAblation.attribute.__wrapped__(

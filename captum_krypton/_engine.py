@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -56,12 +56,29 @@ class Engine:
         self.cache = ModelCache()
         self.few = FewWindows(forward, settings.memory_budget)
 
+    def samples(
+        self, calls: Sequence[Call], show_progress: bool, approximation: Approximation
+    ) -> list[tuple[OcclusionMap, ...]]:
+        """The maps of calls that differ in their baselines alone: untouched inputs are run once.
+
+        Args:
+            calls: the checked arguments.
+            show_progress: whether to show a progress bar over the windows of each.
+            approximation: how the maps may differ from the exact ones.
+
+        Raises:
+            Fallback: where the forward function must be run itself, for every window.
+        """
+        kept: list[Untouched] | None = [] if len(calls) > 1 else None
+        return [self.maps(call, show_progress, approximation, kept=kept) for call in calls]
+
     def maps(
         self,
         call: Call,
         show_progress: bool,
         approximation: Approximation,
         ran: list[tuple[Plan, RunStatistics]] | None = None,
+        kept: list[Untouched] | None = None,
     ) -> tuple[OcclusionMap, ...]:
         """One map for each input.
 
@@ -70,6 +87,8 @@ class Engine:
             show_progress: whether to show a progress bar over the windows.
             approximation: how the maps may differ from the exact ones.
             ran: gets the plan of each input, and what running it took.
+            kept: the untouched inputs of a call that differs in its baselines alone, if one was
+                made before; gets those of this one for the next.
 
         Raises:
             Fallback: where the forward function must be run itself, for every window.
@@ -82,13 +101,18 @@ class Engine:
             maps = self.few.maps(call, kind, show_progress)
             if maps is not None:
                 return maps
-        work = self._untouched(call, approximation)
+        work = kept[0] if kept else self._untouched(call, approximation)
+        if kept is not None and work.bases is None:
+            work = replace(work, bases={})
         timed, ran = ran is not None, [] if ran is None else ran
 
         def run(work: Untouched) -> tuple[OcclusionMap, ...]:
             ran.clear()  # of a run that was given up
             runs = self._runs(call, work, approximation, timed=timed)
-            return self._made(call, runs, approximation, show_progress, started, ran)
+            maps = self._made(call, runs, approximation, show_progress, started, ran)
+            if kept is not None:
+                kept[:] = [work]
+            return maps
 
         return self._attempted(call, work, approximation, run)
 
@@ -164,7 +188,7 @@ class Engine:
         approximation.check_model(model)
         model.notes.update(work.model.notes)
         try:
-            return attempt(replace(work, model=model))
+            return attempt(replace(work, model=model, bases=None if work.bases is None else {}))
         except Stale as stale:
             raise Fallback(str(stale)) from None
 

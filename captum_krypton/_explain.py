@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from html import escape
 
 from ._approximate import Approximation, DrillDown
+from ._call import row_table
 from ._capture import Node, ValueId
 from ._kernels import convolution_block, join_block
 from ._operators import Algorithm, Kind, Rule
@@ -14,6 +16,9 @@ from ._plan import Plan, analyse
 __all__ = ["Explanation", "OperatorRow", "explain"]
 
 _MOVES = {"aten.contiguous", "aten.reshape"}  # in front of an operator that is the reason
+_HEAD = ["operator", "kind", "output", "patch", "read-in", "algorithm"]
+_WORDS = len(_HEAD)  # the columns after these are numbers
+_HEAD += ["MACs full", "MACs incremental", "ms predicted"]
 _NOTEWORTHY = 0.2  # of the multiply-accumulates: a classifier's head has less
 
 
@@ -46,9 +51,9 @@ class OperatorRow:
     measured: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """What `KryptonOcclusion.explain` returns; print it.
+    """What `KryptonOcclusion.explain` returns; print it. A notebook shows it as a table.
 
     Attributes:
         plans: the rows of each input's plan with its totals.
@@ -62,6 +67,18 @@ class Explanation:
         if self.fallback:
             return f"Captum's own path: {self.fallback}"
         return "\n\n".join(f"{_table(rows)}\n{totals}" for rows, totals in self.plans)
+
+    def __repr__(self) -> str:
+        what = ", ".join(f"{len(rows)} operators" for rows, _ in self.plans)
+        return f"<Explanation: {self.fallback or what}; print it>"
+
+    def _repr_html_(self) -> str:
+        if self.fallback:
+            return f"<p>{escape(str(self))}</p>"
+        return "".join(
+            row_table(names, lines) + f"<pre>{escape(totals)}</pre>"
+            for (names, *lines), totals in ((_cells(rows), totals) for rows, totals in self.plans)
+        )
 
 
 def explain(
@@ -232,12 +249,10 @@ def _drill_down(plan: Plan, settings: DrillDown) -> str:
     )
 
 
-def _table(rows: tuple[OperatorRow, ...]) -> str:
-    head = ["operator", "kind", "output", "patch", "read-in", "algorithm"]
-    left = len(head)
-    head += ["MACs full", "MACs incremental", "ms predicted"]
+def _cells(rows: tuple[OperatorRow, ...]) -> list[list[str]]:
+    """The names of the columns, and a line for each operator."""
     timed = any(row.measured is not None for row in rows)
-    lines = [head + ["ms measured"] * timed]
+    lines = [_HEAD + ["ms measured"] * timed]
     for row in rows:
         lines.append(
             [
@@ -253,10 +268,15 @@ def _table(rows: tuple[OperatorRow, ...]) -> str:
                 *([f"{1e3 * (row.measured or 0.0):.1f}"] if timed else []),
             ]
         )
+    return lines
+
+
+def _table(rows: tuple[OperatorRow, ...]) -> str:
+    lines = _cells(rows)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i >= left else cell.ljust(width)
+            cell.rjust(width) if i >= _WORDS else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

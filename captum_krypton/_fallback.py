@@ -1,13 +1,17 @@
-"""What is said where a map is made by Captum's own path."""
+"""Maps by Captum's own path where there is no other, and what is said then."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 
-from ._run import Fallback
+from ._approximate import Approximation
+from ._call import Call, OcclusionMap, averaged
+from ._engine import Engine
+from ._run import Fallback, naive_maps
 
-__all__ = ["FallbackWarnings", "KryptonFallbackWarning"]
+__all__ = ["FallbackWarnings", "KryptonFallbackWarning", "averaged_maps"]
 
 
 class KryptonFallbackWarning(UserWarning):
@@ -30,6 +34,31 @@ class FallbackWarnings:
             KryptonFallbackWarning,
             stacklevel=_callers_level(),
         )
+
+
+def averaged_maps(
+    engine: Engine,
+    warn: FallbackWarnings,
+    calls: Sequence[Call],
+    show_progress: bool,
+    approximation: Approximation,
+) -> tuple[OcclusionMap, ...]:
+    """The map of each input, averaged over calls that differ in their baselines alone.
+
+    Args:
+        engine: makes the maps.
+        warn: told why it does not.
+        calls: the checked arguments.
+        show_progress: whether to show a progress bar over the windows of each.
+        approximation: how the maps may differ from the exact ones.
+    """
+    try:
+        sampled = engine.samples(calls, show_progress, approximation)
+    except Fallback as fallback:
+        warn(fallback)
+        forward, reason = engine.forward, str(fallback)
+        sampled = [naive_maps(forward, call, reason, show_progress) for call in calls]
+    return tuple(map(averaged, zip(*sampled, strict=True)))
 
 
 def _callers_level() -> int:

@@ -30,14 +30,13 @@ from ._call import (
     OcclusionMap,
     Settings,
     WindowGrid,
-    averaged,
     make_call,
     make_region_call,
     mean_of,
 )
 from ._engine import Engine
 from ._explain import Explanation, explain
-from ._fallback import FallbackWarnings
+from ._fallback import FallbackWarnings, averaged_maps
 from ._kernels import calibration_of
 from ._plan import Plan
 from ._run import Fallback, RunStatistics, naive_maps
@@ -181,22 +180,12 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             AssertionError: for arguments that Captum refuses; see `ArgumentError`.
             IndexError: for a target that the output does not have.
         """
-        sampled = [
-            self._attributions(
-                make_call(
-                    inputs,
-                    sliding_window_shapes,
-                    strides,
-                    baseline,
-                    target,
-                    additional_forward_args,
-                    perturbations_per_eval,
-                ),
-                show_progress,
-            )
+        others = target, additional_forward_args, perturbations_per_eval
+        calls = [
+            make_call(inputs, sliding_window_shapes, strides, baseline, *others)
             for baseline in every_baseline(inputs, baselines)
         ]
-        attributions = tuple(map(mean_of, zip(*sampled, strict=True)))
+        attributions = self._attributions(calls, show_progress)
         return attributions if isinstance(inputs, tuple) else attributions[0]
 
     @overload
@@ -258,7 +247,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             IndexError: for a target that the output does not have.
         """
         others = target, additional_forward_args, perturbations_per_eval
-        sampled = []
+        calls = []
         for baseline in every_baseline(inputs, baselines):
             if windows is None:
                 call = make_call(inputs, sliding_window_shapes, strides, baseline, *others)
@@ -266,8 +255,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
                 call = make_region_call(inputs, windows, baseline, *others)
             else:
                 raise ArgumentError("windows excludes sliding_window_shapes and strides")
-            sampled.append(self._maps(call, show_progress))
-        maps = tuple(map(averaged, zip(*sampled, strict=True)))
+            calls.append(call)
+        maps = self._maps(calls, show_progress)
         return maps if isinstance(inputs, tuple) else maps[0]
 
     def growing(
@@ -457,29 +446,32 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             torch_version(),
         )
 
-    def _maps(self, call: Call, show_progress: bool) -> tuple[OcclusionMap, ...]:
-        """The map of each input for one baseline."""
+    def _maps(self, calls: list[Call], show_progress: bool) -> tuple[OcclusionMap, ...]:
+        """The map of each input, averaged over calls that differ in their baselines."""
+        return averaged_maps(self._engine, self._warn, calls, show_progress, self.approximation)
+
+    def _attributions(self, calls: list[Call], show_progress: bool) -> tuple[Tensor, ...]:
+        """The attributions of each input, averaged over calls that differ in their baselines."""
         try:
-            return self._engine.maps(call, show_progress, self.approximation)
+            maps = self._engine.samples(calls, show_progress, self.approximation)
+            sampled = [tuple(heat.attribution() for heat in made) for made in maps]
         except Fallback as fallback:
             self._warn(fallback)
-            return naive_maps(self.forward_func, call, str(fallback), show_progress)
+            sampled = [self._fallen_back(call, fallback, show_progress) for call in calls]
+        return tuple(map(mean_of, zip(*sampled, strict=True)))
 
-    def _attributions(self, call: Call, show_progress: bool) -> tuple[Tensor, ...]:
-        """The attributions of each input for one baseline."""
-        try:
-            maps = self._engine.maps(call, show_progress, self.approximation)
-        except Fallback as fallback:
-            if not any(call.own_mean):
-                made = self._captum(call, fallback, show_progress)
-                return made if call.is_tuple else (made,)
-            self._warn(fallback)  # Captum has no such baseline
+    def _fallen_back(
+        self, call: Call, fallback: Fallback, show_progress: bool
+    ) -> tuple[Tensor, ...]:
+        """The attributions of each input by the forward function itself."""
+        if any(call.own_mean):  # Captum has no such baseline
             maps = naive_maps(self.forward_func, call, str(fallback), show_progress)
-        return tuple(m.attribution() for m in maps)
+            return tuple(heat.attribution() for heat in maps)
+        made = self._captum(call, show_progress)
+        return made if call.is_tuple else (made,)
 
-    def _captum(self, call: Call, fallback: Fallback, show_progress: bool) -> Any:
+    def _captum(self, call: Call, show_progress: bool) -> Any:
         """Captum's own path, for what the engine cannot do."""
-        self._warn(fallback)
         target = self._engine.resolved_target(call)
         grids = [grid for grid in call.grids if isinstance(grid, WindowGrid)]
         return Occlusion.attribute.__wrapped__(

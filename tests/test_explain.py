@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_krypton import Budget, DrillDown, KryptonOcclusion
+from captum_krypton import Budget, DrillDown, Explanation, KryptonOcclusion
+from captum_krypton._explain import OperatorRow
 from captum_krypton._kernels import panel_size
 
 WINDOWS = {"sliding_window_shapes": (3, 4, 4), "strides": (3, 4, 4)}
@@ -175,3 +176,17 @@ def test_what_a_norm_leaves_to_be_saved(norm: nn.Module, window: int, said: str)
     lines = [line for line in text.splitlines() if "come after it, and are not saved" in line]
     assert len(lines) == (1 if said else 0)
     assert all(line.startswith(said) for line in lines)
+
+
+ROWS = (OperatorRow("aten.relu", "local", (4, 8), (3,), (3,), 1000, 10.0, "torch", 0.1, None),)
+
+
+def test_a_notebook_shows_a_plan_as_a_table() -> None:
+    explanation = Explanation(((ROWS, "windows 4\nrates: <measured>"),))
+    html = explanation._repr_html_()
+    assert html.count("<tr>") == 1 + len(ROWS)
+    assert "<th style='text-align:left'>operator</th>" in html
+    assert "<td style='text-align:right'>1,000</td>" in html
+    assert "rates: &lt;measured&gt;" in html
+    assert repr(explanation) == "<Explanation: 1 operators; print it>"
+    assert "<p>Captum&#x27;s own path: &lt;why&gt;</p>" == Explanation((), "<why>")._repr_html_()

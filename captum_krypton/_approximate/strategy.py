@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._call import Report, WindowGrid
+from .._call import ImageReport, Report, WindowGrid
 from .._operators import Floats, Mask
 from .._plan import Plan
 from .._run import Base, Execution, InputRun, Selection
@@ -67,12 +67,14 @@ class Approximate:
         exact: which of them were run without a threshold.
         quality: the structural similarity to the exact map that each image's is expected to have;
             None where nothing was estimated.
+        seconds: what each image took by itself; none where images ran together.
     """
 
     scores: Tensor
     known: Selection
     exact: Selection
     quality: tuple[float, ...] | None = None
+    seconds: tuple[float, ...] = ()
 
     @classmethod
     def of_all(cls, parts: list[Approximate]) -> Approximate:
@@ -83,6 +85,7 @@ class Approximate:
             np.concatenate([part.known for part in parts]),
             np.concatenate([part.exact for part in parts]),
             sum(qualities, ()) if qualities else None,
+            sum((part.seconds for part in parts), ()),
         )
 
     def settled(self, plan: Plan, reference: Tensor) -> Approximate:
@@ -126,7 +129,22 @@ class Approximate:
             windows_evaluated=int(self.known.sum()),
             windows_exact=int(self.exact.sum()),
             estimated_ssim=self.estimated_ssim(run.plan),
+            images=tuple(self._of_images(run.plan)),
         )
+
+    def _of_images(self, plan: Plan) -> Iterator[ImageReport]:
+        for image, known in enumerate(self.known):
+            one = replace(
+                self,
+                known=known,
+                quality=None if self.quality is None else self.quality[image : image + 1],
+            )
+            yield ImageReport(
+                self.seconds[image] if self.seconds else 0.0,
+                int(known.sum()),
+                int(self.exact[image].sum()),
+                one.estimated_ssim(plan),
+            )
 
 
 @dataclass(frozen=True)
@@ -234,7 +252,7 @@ def _grown(
                     break
         assert made is not None
         windows.advance(int((~made.known).sum()))
-        maps.append(made)
+        maps.append(replace(made, seconds=(time.perf_counter() - started,)))
     return Approximate.of_all(maps)
 
 

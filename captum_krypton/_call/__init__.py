@@ -14,8 +14,9 @@ from .arguments import (
     make_call,
     signature,
 )
+from .display import row_table
 from .features import Features, make_features, make_region_call
-from .heatmap import OcclusionMap, Report, averaged, map_of, mean_of
+from .heatmap import OcclusionMap, averaged, map_of, mean_of
 from .optional import new_figure, require
 from .outcome import (
     Part,
@@ -28,6 +29,7 @@ from .outcome import (
     tolerance,
 )
 from .progress_bar import progress
+from .report import ImageReport, Report
 from .settings import Settings
 from .windows import WindowGrid, Windows
 
@@ -36,6 +38,7 @@ __all__ = [
     "ArgumentError",
     "Call",
     "Features",
+    "ImageReport",
     "OcclusionMap",
     "Part",
     "PatchMean",
@@ -58,6 +61,7 @@ __all__ = [
     "progress",
     "require",
     "resolve_target",
+    "row_table",
     "row_target",
     "signature",
     "tolerance",

@@ -5,77 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .optional import new_figure
+from .display import fact_table, picture_tag
+from .optional import picture_png, require
+from .picture import Layer, Style, draw
+from .record import Record, as_array, read_record, write_record
+from .report import ImageReport, Report
 from .windows import WindowGrid, Windows
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["OcclusionMap", "Report", "averaged", "map_of", "mean_of"]
+__all__ = ["OcclusionMap", "averaged", "map_of", "mean_of"]
 
 
-@dataclass(frozen=True)
-class Report:
-    """How a map was made.
-
-    Attributes:
-        path: "incremental" (only what a window can reach was computed again), "full" (whole
-            volumes in the captured graph, where a plan with patches would have cost more),
-            "naive" (the forward function for every window: a model's first ones, too few for a
-            graph to pay, or all where maps by the plan were seen to take longer) or "captum" (a
-            fall-back, for the reasons given).
-        reasons: why the path is not "incremental".
-        windows: windows of the map, an input's images not counted.
-        groups: groups of windows of equal geometry.
-        batches: batches run.
-        batch_size: the most rows in a batch at the end.
-        seconds: wall-clock time in all.
-        setup_seconds: the part of it spent on capture, planning and the first use's check.
-        theoretical_speedup: multiply-accumulates saved over the map (Eq. 17), those of windows that
-            were not run among them; 1 where none are.
-        checked_windows: windows also run through the forward function itself (first use only).
-        largest_check_error: the largest difference seen there, in units of the outcome.
-        backend: the gather kernel in use, "cpp", "cuda" or "reference".
-        predicted_seconds: what base and windows of all images were expected to take.
-        threshold: the projective field threshold tau (Section 4.2); 1 where no change was cropped.
-        windows_evaluated: windows that were run, over all images, and those that need not be (see
-            `windows_unreached`); the others were interpolated.
-        windows_exact: windows that were run without a threshold.
-        estimated_ssim: the structural similarity to the exact map that the map of each image is
-            expected to have at least; 1 where all are exact, None where nothing was estimated.
-        batches_replayed: batches that were replayed from a CUDA graph.
-        windows_unreached: windows that cannot reach what the outcome reads (a far pixel, say): none
-            of them is run, and their outcome is the untouched one.
-    """
-
-    path: str
-    reasons: tuple[str, ...] = ()
-    windows: int = 0
-    groups: int = 0
-    batches: int = 0
-    batch_size: int = 0
-    seconds: float = 0.0
-    setup_seconds: float = 0.0
-    theoretical_speedup: float = 1.0
-    checked_windows: int = 0
-    largest_check_error: float = 0.0
-    backend: str = ""
-    predicted_seconds: float = 0.0
-    threshold: float = 1.0
-    windows_evaluated: int = 0
-    windows_exact: int = 0
-    estimated_ssim: float | None = None
-    batches_replayed: int = 0
-    windows_unreached: int = 0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OcclusionMap:
     """The outcome of a model at every window of one input.
 
@@ -98,6 +49,94 @@ class OcclusionMap:
     target: Any
     report: Report
     spread: Tensor | None = None
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the map into a file, whole or not at all: a compressed `.npz` of NumPy.
+
+        It has the arrays `scores` and `reference`, `spread` where there is one (float32 for
+        bfloat16, which NumPy lacks), and a text `map`, which is JSON: `format` ("captum-krypton
+        map"), `version` (1), `dtype`, `target`, `grid` and `report`. In the target, a tuple is
+        `{"tuple": [...]}`, and so are a `slice` and a `tensor` of integers. The grid has its
+        `shape`, `window` and `stride`; a list of regions has its `shape` alone, and the arrays
+        `boxes`, `layers` and `labels`, the last where regions are not whole boxes.
+
+        Args:
+            path: where to; an existing file is replaced. Nothing is added to its name.
+
+        Raises:
+            OSError: where it cannot be written; nothing is left behind then.
+            TypeError: for a target that is none of these.
+        """
+        report = self.report.to_dict()
+        write_record(
+            path,
+            Record(self.scores, self.reference, self.spread, self.grid, self.target, report),
+        )
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> OcclusionMap:
+        """The map that `save` wrote, on the CPU.
+
+        Nothing in the file is run or unpickled, so it may come from anybody.
+
+        Raises:
+            OSError: where it cannot be read.
+            ValueError: where it is no such file, not whole, or of a later version.
+        """
+        record = read_record(path)
+        return cls(
+            record.scores,
+            record.reference,
+            record.grid,
+            record.target,
+            Report.from_dict(record.report),
+            record.spread,
+        )
+
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        """The scores as an array on the host; float32 for bfloat16, which NumPy lacks."""
+        return as_array(self.scores)
+
+    def to_xarray(self) -> Any:
+        """The map as an `xarray.Dataset`.
+
+        Its variables are `scores`, `reference` and, where there is one, `spread`. Dimensions are
+        `example`, `output` (`output_0`, `output_1` where an outcome has several dimensions), and
+        those of the grid: `channel` where windows differ in it, `z`, `y` and `x`, or `region`. The
+        coordinates of `z`, `y` and `x` are the middles of the windows, in cells of the input; the
+        last one's is that of what it covers.
+
+        Raises:
+            ImportError: without xarray.
+        """
+        xarray = require("xarray", "xarray", "to_xarray")
+        outputs = self.reference.dim() - 1
+        names = ["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)]
+        grid = self.scores.dim() - 1 - outputs
+        places, coordinates = self._dimensions(grid)
+        of_reference = ["example", *names]
+        made = {
+            "scores": ([*of_reference, *places], self.to_numpy()),
+            "reference": (of_reference, as_array(self.reference)),
+        }
+        if self.spread is not None:
+            made["spread"] = (made["scores"][0], as_array(self.spread))
+        attributes = {"target": str(self.target), "path": self.report.path}
+        return xarray.Dataset(made, coordinates, attributes)
+
+    def _dimensions(self, count: int) -> tuple[list[str], dict[str, np.ndarray[Any, Any]]]:
+        """The names of the last so many dimensions of `scores`, and where windows lie in them."""
+        if self.grid.paired:
+            return ["region"], {}
+        sizes = len(self.grid.shape)
+        axes = max(1, sizes - 1)
+        names = ["channel"] if sizes > 1 else []
+        names += [f"axis_{i}" for i in range(axes - 3)] + ["z", "y", "x"][-axes:]
+        coordinates = {}
+        for dim in range(sizes - count, sizes):
+            along = self.grid.along(dim)
+            coordinates[names[dim]] = (along.start + along.stop - 1) / 2
+        return names[-count:], coordinates
 
     def attribution(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Captum's attribution of this map.
@@ -177,29 +216,66 @@ class OcclusionMap:
         return self.grid
 
     def plot(
-        self, image: Any = None, *, example: int = 0, output: int | tuple[int, ...] | None = None
+        self,
+        image: Any = None,
+        *,
+        example: int = 0,
+        output: int | tuple[int, ...] | None = None,
+        channel: int | None = None,
+        label: str = "",
+        unit: str = "",
+        scale: str = "drop",
+        cmap: Any = None,
+        limits: tuple[float, float] | None = None,
+        alpha: float = 0.85,
+        contours: int = 0,
+        ax: Axes | None = None,
     ) -> Figure:
-        """Draws the image, the heat map and the map laid over the image.
+        """Draws the map, and over an image, a volume or a signal where one is given.
 
-        Colours are the paper's: jet_r from 0.75 p to min(1, 1.25 p), where p is the outcome of
-        the untouched input. Where p is no probability the scale is p -+ 0.25 |p|.
+        Colours stand for the drop of the outcome: red where covering lowers it, blue where it
+        raises it, white for none, on a scale that is the same in both directions. Over an image,
+        colours are as opaque as the effect is large. A map of regions is drawn as its attribution.
+
+        - Over an image: the image, the map, and the map over the image, all on one geometry.
+        - Through a volume: three slices through the largest change.
+        - Along a signal: the trace over the map's colours, and the map under it.
 
         Args:
-            image: what to draw under the map: (H, W), (H, W, 3) or (3, H, W), an array or a
-                tensor, in 0..1 or 0..255. Left out: no picture, only the map.
+            image: what to draw under the map, an array or a tensor: (H, W), (H, W, 3) or
+                (3, H, W); for a volume (D, H, W) or (C, D, H, W); for a signal (L,) or (C, L).
+                Values are in 0..1 or 0..255, or normalised. It may have another size than the
+                input. Left out: only the map.
             example: which example of the batch.
             output: which output, for a map of `target=None`.
+            channel: which channel's windows, where there are some for each.
+            label: what the outcome is, such as the class: the title, and part of the bar's text.
+            unit: of the outcome, such as "probability".
+            scale: "drop", or "paper": the outcome with the window covered, in jet_r from 0.75 p to
+                min(1, 1.25 p), where p is that of the untouched input (p -+ 0.25 |p| where p is no
+                probability).
+            cmap: matplotlib's colour map instead of the scale's ("RdBu_r", "jet_r").
+            limits: the values at the ends of the colours; what lies beyond is said by an arrow at
+                the bar's end. Default: the largest change, in both directions.
+            alpha: how opaque the strongest colour is over an image.
+            contours: how many contour lines to draw.
+            ax: axes to draw the last panel in, for maps along one or two axes.
 
         Returns:
-            A matplotlib figure.
+            The matplotlib figure, which a notebook shows.
 
         Raises:
-            ValueError: where the map does not have two window axes, is of regions, or has several
-                outputs and `output` is not given.
+            ValueError: for several outputs without `output`, for windows of several channels
+                without `channel`, and for arguments out of range.
             ImportError: without matplotlib (the extra `plot`).
         """
-        scores = self.scores[example]
-        reference = self.reference[example]
+        style = Style(scale, cmap, limits, alpha, contours, label, unit)
+        return draw(self._layer(example, output, channel), image, style, ax)
+
+    def _layer(
+        self, example: int, output: int | tuple[int, ...] | None, channel: int | None
+    ) -> Layer:
+        scores, reference = self.scores[example], self.reference[example]
         if output is not None:
             index = output if isinstance(output, tuple) else (output,)
             scores, reference = scores[index], reference[index]
@@ -207,61 +283,62 @@ class OcclusionMap:
             raise ValueError(
                 f"output must say which of the outputs {tuple(reference.shape)} to draw"
             )
-        self._window_grid("plot")
-        scores = scores.squeeze()
-        if scores.dim() != 2:
-            raise ValueError(
-                f"plot draws maps with two window axes, this one has {tuple(scores.shape)}"
-            )
-        heat, p = scores.float().cpu().numpy(), float(reference)
-        low, high = colour_range(p)
-        picture = None if image is None else as_picture(image)
-        figure = new_figure(4.5 if picture is None else 12, 4)
-        panels = figure.subplots(1, 1 if picture is None else 3, squeeze=False)[0]
-        style = {"cmap": "jet_r", "vmin": low, "vmax": high, "interpolation": "nearest"}
-        where = panels[0] if picture is None else panels[1]
-        drawn = where.imshow(heat, **style)
-        where.set_title("outcome with the window covered")
-        if picture is not None:
-            panels[0].imshow(picture, cmap="gray")
-            panels[0].set_title(f"image, outcome {p:.3g}")
-            height, width = picture.shape[:2]
-            panels[2].imshow(picture, cmap="gray", extent=(0, width, height, 0))
-            panels[2].imshow(heat, extent=self.extent((height, width)), alpha=0.5, **style)
-            panels[2].set(xlim=(0, width), ylim=(height, 0))
-            panels[2].set_title("overlay")
-        for panel in panels:
-            panel.set_axis_off()
-        figure.colorbar(drawn, ax=panels[-1])
-        return figure
+        scores, base, grid = scores.double().cpu(), float(reference), self.grid
+        sizes = tuple(grid.shape[axis] for axis in grid.axes)
+        if not isinstance(grid, WindowGrid):
+            cells = grid.spread(base - scores[None])[0]
+            channels = tuple(range(len(grid.shape) - len(sizes)))
+            drop = cells.nanmean(channels) if channels else cells
+            return Layer((base - drop).numpy(), base, tuple((0.0, n) for n in sizes), sizes)
+        counts = tuple(grid.counts[axis] for axis in grid.axes)
+        groups = grid.total // math.prod(counts)
+        if groups > 1 and channel is None:
+            raise ValueError(f"channel must say which of {groups} channels' windows to draw")
+        scores = scores.reshape(groups, *counts)[channel or 0]
+        edges = tuple(self._edges(axis) for axis in grid.axes)
+        return Layer(scores.numpy(), base, edges, sizes)
 
+    def _edges(self, axis: int) -> tuple[float, float]:
+        """Where a grid's map begins and ends along an axis, in cells."""
+        grid = self._window_grid("plot")
+        if grid.counts[axis] == 1:
+            along = grid.along(axis)
+            return float(along.start[0]), float(along.stop[0])
+        first = (grid.window[axis] - grid.stride[axis]) / 2
+        return first, first + grid.stride[axis] * grid.counts[axis]
 
-def colour_range(p: float) -> tuple[float, float]:
-    """The paper's colour scale for an outcome of `p`."""
-    if 0 < p <= 1:
-        return 0.75 * p, min(1.0, 1.25 * p)
-    margin = 0.25 * abs(p) if p and math.isfinite(p) else 1.0
-    centre = p if math.isfinite(p) else 0.0
-    return centre - margin, centre + margin
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}: {value}" for name, value in self._facts().items())
+        return f"<OcclusionMap {facts}>"
 
+    def _repr_html_(self) -> str:
+        """The map as a notebook shows it: its first image, and how it was made."""
+        reference = self.reference[0].reshape(-1).double()
+        index = np.unravel_index(int(reference.argmax()), tuple(self.reference.shape[1:]))
+        facts = fact_table(self._facts())
+        try:
+            picture = self.plot(output=tuple(map(int, index)) or None)
+        except (ImportError, ValueError):  # without matplotlib; of windows along other axes
+            return facts
+        return facts + picture_tag(picture_png(picture), repr(self))
 
-def as_picture(image: Any) -> np.ndarray[Any, Any]:
-    """An array that matplotlib draws: (H, W) or (H, W, 3), in 0..1."""
-    array = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
-    if array.ndim == 4 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3):
-        raise ValueError(f"image must be (H, W), (H, W, 3) or (3, H, W), not {tuple(array.shape)}")
-    array = array.astype(np.float64)
-    if array.min() < 0:  # a normalised tensor
-        array = (array - array.min()) / max(float(np.ptp(array)), 1e-12)
-    elif array.max() > 1:
-        array = array / 255.0
-    return np.clip(array, 0, 1)
+    def _facts(self) -> dict[str, str]:
+        grid, reference = self.grid, self.reference.double()
+        outputs = reference.reshape(*reference.shape, *[1] * (self.scores.dim() - reference.dim()))
+        drop = outputs - self.scores.double()
+        drop = drop[drop.isfinite()]
+        facts = {
+            "images": str(len(reference)),
+            "windows": " x ".join(map(str, grid.counts)),
+            "target": str(self.target),
+            "outcome": f"{float(reference.flatten()[0]):.4g}" if reference.numel() == 1 else "",
+            "largest drop": f"{float(drop.max()):.4g}" if drop.numel() else "",
+            "path": self.report.path,
+            "seconds": f"{self.report.seconds:.3g}",
+        }
+        if self.report.estimated_ssim not in (None, 1.0):
+            facts["estimated SSIM"] = f"{self.report.estimated_ssim:.3f}"
+        return {name: value for name, value in facts.items() if value}
 
 
 def map_of(
@@ -273,7 +350,7 @@ def map_of(
         counts = counts[1:]
     ordered = scores.movedim(1, -1)
     ordered = ordered.reshape(*ordered.shape[:-1], *counts)
-    return OcclusionMap(ordered, reference, grid, target, report)
+    return OcclusionMap(ordered, reference, grid, target, report.shared(len(ordered)))
 
 
 def averaged(maps: Sequence[OcclusionMap]) -> OcclusionMap:
@@ -299,10 +376,21 @@ def averaged(maps: Sequence[OcclusionMap]) -> OcclusionMap:
     ]
     largest = max(report.largest_check_error for report in reports)
     sums = {name: total(name) for name in counted}
-    report = replace(reports[-1], largest_check_error=largest, **sums)
+    images = tuple(map(_sum_of, zip(*(report.images for report in reports), strict=True)))
+    report = replace(reports[-1], largest_check_error=largest, images=images, **sums)
     spread = scores.double().std(0, correction=0).to(scores.dtype)
     mean = mean_of([heat.scores for heat in maps])
     return replace(first, scores=mean, report=report, spread=spread)
+
+
+def _sum_of(reports: Sequence[ImageReport]) -> ImageReport:
+    """The report of one image over several maps of it."""
+    return replace(
+        reports[-1],
+        seconds=sum(report.seconds for report in reports),
+        windows_evaluated=sum(report.windows_evaluated for report in reports),
+        windows_exact=sum(report.windows_exact for report in reports),
+    )
 
 
 def mean_of(tensors: Sequence[Tensor]) -> Tensor:

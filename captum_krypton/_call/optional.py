@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["new_figure", "require"]
+__all__ = ["new_figure", "picture_png", "require"]
 
 
 def require(module: str, extra: str, used_by: str) -> Any:
@@ -41,7 +42,15 @@ def new_figure(width: float, height: float) -> Figure:
     Raises:
         ImportError: without matplotlib (the extra `plot`).
     """
-    made: Figure = require("matplotlib.figure", "plot", "plot").Figure(
-        figsize=(width, height), layout="constrained"
-    )
+    require("matplotlib.figure", "plot", "plot")
+    from .shown_figure import ShownFigure
+
+    made: Figure = ShownFigure(figsize=(width, height), layout="constrained")
     return made
+
+
+def picture_png(figure: Figure) -> bytes:
+    """A figure as a PNG."""
+    made = BytesIO()
+    figure.savefig(made, format="png", dpi=110)
+    return made.getvalue()

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._capture import ValueId
 from .._kernels import arena, trim
 from .._operators import Mask
+from .._plan import Analysis
 from .base import FILL, Base
 from .batches import Batches, GroupRun, RunStatistics
 from .group import Material, Selection, WindowGroup
@@ -19,9 +21,10 @@ from .interpreter import run_graph
 from .layout import in_layout
 from .replay_cache import ReplayCache
 
-__all__ = ["Execution"]
+__all__ = ["Bases", "Execution"]
 
 Outcome = Callable[[Tensor, Tensor], Tensor]
+Bases = dict[int, tuple[Analysis, Tensor, dict[ValueId, Tensor]]]  # by the analysis's `id`
 
 # Room for the outputs of kernels, in batches: holes lie between them, and the head's wait there.
 # What is not needed is not touched.
@@ -42,6 +45,8 @@ class Execution:
         on_base: told the graph's output for the untouched images, before any window is run.
         replays: groups that are kept from run to run, so that their batches can be replayed; None
             where every batch is run by its operators.
+        bases: the values of all images by their analysis, for runs that differ in their baseline
+            alone; None where they are not to be kept.
     """
 
     def __init__(
@@ -54,11 +59,12 @@ class Execution:
         *,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
         replays: ReplayCache | None = None,
+        bases: Bases | None = None,
     ) -> None:
         self.material, self.plan = material, material.plan
         self.inputs, self.baseline = inputs, baseline
         self.outcome, self.reference = outcome, reference
-        self.on_base, self.replays = on_base, replays
+        self.on_base, self.replays, self.bases = on_base, replays, bases
         self.statistics = RunStatistics(batch_size=self.plan.batch_size)
         self.images = inputs[0].shape[0]
         self._memory_held = False
@@ -90,15 +96,25 @@ class Execution:
 
     def materialise(self, images: slice) -> Base:
         """The base of some images, for this plan and others of its analysis."""
-        analysis, last = self.plan.analysis, self.material.channels_last
-        inputs = tuple(in_layout(t[images], last) for t in self.inputs)
-        output, kept = run_graph(analysis.graph, self.material.constants, inputs, analysis.kept)
+        output, values = self._values(images)
         self.on_base(images, output)
-        kept[analysis.occluded] = inputs[analysis.graph.inputs.index(analysis.occluded)]
+        kept = dict(values)
         if isinstance(self.baseline, Tensor):
             shared = self.baseline.shape[0] == 1
             kept[FILL] = self.baseline if shared else self.baseline[images]
-        return Base(kept, last)
+        return Base(kept, self.material.channels_last)
+
+    def _values(self, images: slice) -> tuple[Tensor, dict[ValueId, Tensor]]:
+        """The graph's output for some untouched images, and the values that windows read."""
+        analysis, last = self.plan.analysis, self.material.channels_last
+        if self.bases is not None and (found := self.bases.get(id(analysis))) is not None:
+            return found[1:]
+        inputs = tuple(in_layout(t[images], last) for t in self.inputs)
+        output, kept = run_graph(analysis.graph, self.material.constants, inputs, analysis.kept)
+        kept[analysis.occluded] = inputs[analysis.graph.inputs.index(analysis.occluded)]
+        if self.bases is not None and self.images <= self.plan.images:  # else memory is short
+            self.bases[id(analysis)] = analysis, output, kept
+        return output, kept
 
     def evaluate(
         self,

@@ -28,7 +28,7 @@ from .._plan import Plan
 from .batches import RunStatistics
 from .captured_model import CapturedModel
 from .check import Noise, checked_windows, rounding_of
-from .execution import Execution
+from .execution import Bases, Execution
 from .naive import Fallback, naive_report, naive_scores
 from .pace import Pace, in_best_batches
 
@@ -46,12 +46,15 @@ class Untouched:
         output: the forward function's output.
         reference: the outcome, by `target`.
         target: Captum's target.
+        bases: the values that windows read, for calls that differ in their baselines alone: of each
+            input the dictionary of an `Execution`. None where no other call follows.
     """
 
     model: CapturedModel
     output: Tensor
     reference: Tensor
     target: Any
+    bases: dict[int, Bases] | None = None
 
 
 class InputRun:
@@ -123,6 +126,7 @@ class InputRun:
         call, model, target = self.call, self.model, self.target
         replayed = self.settings.cuda_graphs and self.device.type == "cuda" and not self.timed
         baseline = self._baseline()
+        bases = self.untouched.bases
         execution = Execution(
             model.material(
                 plan, baseline, call.own_mean[self.position], self.settings.compile_pointwise
@@ -133,6 +137,7 @@ class InputRun:
             self.reference,
             on_base=self._see,
             replays=model.replays if replayed else None,
+            bases=None if bases is None else bases.setdefault(self.position, {}),
         )
         if self.timed and self.device.type == "cuda":
             execution.statistics.wait = torch.cuda.synchronize
