@@ -19,6 +19,8 @@ import ray
 import ray_resume
 import torch
 
+from captum_krypton.data import OcclusionMapper
+
 
 def later_half_waits(folder: str, go: str) -> Callable[[bytes], Any]:
     """The example's decoder, which keeps the later half of the files until a file `go` is there."""
@@ -52,7 +54,7 @@ def resume(folder: str, out: str, checkpoint: str, go: str) -> None:
 
 
 def mishaps(folder: str, out: str, disk: str) -> None:
-    """A worker that is killed, into `out`; then a full disk, which grows before the second try."""
+    """A worker that is killed, a full disk that grows before the second try, broken batches."""
     notes = Path(out, "notes")
     notes.mkdir(parents=True)
     kills = dies_once(folder, notes)
@@ -64,6 +66,31 @@ def mishaps(folder: str, out: str, disk: str) -> None:
     subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
     ray_resume.main(folder, f"{disk}/maps", f"{disk}/checkpoint")
     subprocess.run(["cp", "-r", f"{disk}/maps", f"{out}/second"], check=True)
+    broken_batches(folder, out)
+
+
+def broken_batches(folder: str, out: str) -> None:
+    """Batches of two rows, of which every second one has broken rows alone."""
+    ray.data.DataContext.get_current().checkpoint_config = None
+    files = [file for file in sorted(Path(folder).iterdir()) if file.read_bytes()[:2] != b"no"]
+    rows = []
+    for first in range(0, len(files) - 1, 2):
+        rows += [{"path": f"no-{first + i}", "bytes": b"no image"} for i in range(2)]
+        rows += [{"path": str(file), "bytes": file.read_bytes()} for file in files[first:][:2]]
+    for errors in ("skip", "row"):
+        ray.data.from_items(rows, override_num_blocks=1).map_batches(
+            OcclusionMapper,
+            fn_constructor_kwargs={
+                "model": ray_resume.load_model,
+                "transform": ray_resume.decode,
+                "column": "bytes",
+                "errors": errors,
+                **ray_resume.WINDOWS,
+            },
+            batch_size=2,
+            num_cpus=1,
+            concurrency=1,
+        ).write_parquet(f"{out}/{errors}")
 
 
 if __name__ == "__main__":
