@@ -207,6 +207,64 @@ def test_regions_figure(
 
 
 @pytest.mark.slow
+def test_superpixels_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None, capsys: Any
+) -> None:
+    import superpixels_figure
+
+    drawn: list[Any] = []
+    whole, picture = superpixels_figure.draw, tmp_path / "superpixels.png"
+    monkeypatch.setattr(
+        superpixels_figure, "draw", lambda *given: (drawn.extend(given), whole(*given))
+    )
+    superpixels_figure.main(["--size=64", "--segments", "8", "20", f"--output={picture}"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    photograph, maps, _ = drawn
+    x = superpixels_figure.to_input(photograph)
+    network = nn.Sequential(superpixels_figure.efficientnet_lite(), nn.Softmax(dim=1)).eval()
+    (_, (mask, heat), _) = maps.values()  # the one that is covered by grey
+    for place, number in enumerate(mask.unique()):
+        with torch.no_grad():
+            covered = network(x.where(mask != number, 0.0))[0, int(heat.target)]
+        torch.testing.assert_close(heat.scores[0, place], covered, rtol=1e-3, atol=1e-5)
+    assert "drops most without segments" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_prediction_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None
+) -> None:
+    import prediction_difference
+
+    drawn: list[Any] = []
+    whole, picture = prediction_difference.draw, tmp_path / "difference.png"
+    monkeypatch.setattr(
+        prediction_difference, "draw", lambda *given: (drawn.extend(given), whole(*given))
+    )
+    prediction_difference.main(
+        ["--size=64", "--window=32", "--stride=16", "--samples=4", f"--output={picture}"]
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    _, heat, evidence, doubtful, curve, _ = drawn
+    before, after = (value[0].double() for value in (heat.reference, heat.scores))
+    plain = torch.log2(before / (1 - before)) - torch.log2(after / (1 - after))
+    torch.testing.assert_close(evidence, plain, rtol=0.05, atol=0.01)  # the correction is small
+    error = heat.spread[0].double() / math.sqrt(3)
+    assert bool(((before - after).abs() < 2 * error).eq(doubtful).all())
+    assert [n for n, *_ in curve] == [1, 2]
+
+
+def test_two_means_are_apart_by_what_the_standard_error_says(benchmarks: None) -> None:
+    import prediction_difference
+
+    generator = torch.Generator().manual_seed(0)
+    samples = 0.5 * torch.randn(40, 500, generator=generator)
+    for n, measured, expected in prediction_difference.apart(samples, generator):
+        assert expected == pytest.approx(0.5 * math.sqrt(2 / n), rel=0.05)
+        assert measured == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.slow
 def test_medical(tmp_path: Path) -> None:
     picture = tmp_path / "medical.png"
     done = run_example(
