@@ -35,6 +35,7 @@ WINGS: Table = {
     TOP: ("_approximate", "_run", "_plan", "_call", "_operators", "_capture", "_kernels"),
     "_command": (TOP,),
     "__main__": ("_command",),
+    "data": (TOP,),
 }
 
 Check = Callable[[Sources, Table], list[str]]
