@@ -33,6 +33,9 @@ WINGS: Table = {
     "_run": ("_plan", "_call", "_operators", "_capture", "_kernels"),
     "_approximate": ("_run", "_plan", "_call", "_operators"),
     TOP: ("_approximate", "_run", "_plan", "_call", "_operators", "_capture", "_kernels"),
+    "_command": (TOP,),
+    "__main__": ("_command",),
+    "data": (TOP,),
 }
 
 Check = Callable[[Sources, Table], list[str]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
+
+from torch import Tensor, nn
 from typing_extensions import assert_type
 
 from captum_krypton import (
@@ -13,6 +15,7 @@ from captum_krypton import (
     Report,
     fills,
 )
+from captum_krypton.data import OcclusionMapper
 
 
 def one_input(explainer: KryptonOcclusion, x: Tensor) -> None:
@@ -37,3 +40,9 @@ def regions(ablation: KryptonFeatureAblation, explainer: KryptonOcclusion, x: Te
     assert_type(ablation.attribute((x, x), feature_mask=(x, x)), tuple[Tensor, ...])
     assert_type(ablation.heatmap(x), OcclusionMap)
     assert_type(explainer.heatmap(x, windows=[(slice(0, 4), slice(2, 5))]), OcclusionMap)
+
+
+def batches(model: nn.Module) -> None:
+    mapper = OcclusionMapper(lambda: model, target="label", quality=0.9)
+    assert_type(mapper({"image": [1]}), dict[str, Any])
+    assert_type(mapper.spark_schema, str)
