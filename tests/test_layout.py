@@ -33,6 +33,7 @@ WINGS: Table = {
     "_run": ("_plan", "_call", "_operators", "_capture", "_kernels"),
     "_approximate": ("_run", "_plan", "_call", "_operators"),
     TOP: ("_approximate", "_run", "_plan", "_call", "_operators", "_capture", "_kernels"),
+    "monai": (TOP,),
 }
 
 Check = Callable[[Sources, Table], list[str]]
