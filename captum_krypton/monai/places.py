@@ -118,10 +118,12 @@ def blended(scores: Tensor, places: Places, gaussian: bool) -> Tensor:
     count = scores.new_zeros(places.size)
     shape = (-1, *[1] * len(places.size))
     for row, box in zip(scores, places.boxes, strict=True):
-        total[(slice(None), *box)] += row.reshape(shape) * weight
+        cells = (slice(None), *box)
+        total[cells] += row.reshape(shape) * weight
         count[box] += weight
     total = torch.where(count > 0, total / count, 0)
-    return total[(slice(None), *places.kept)][None]
+    kept = (slice(None), *places.kept)
+    return total[kept][None]
 
 
 def _each(value: Any, axes: int, name: str) -> tuple[Any, ...]:

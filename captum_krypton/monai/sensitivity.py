@@ -130,14 +130,15 @@ class OcclusionSensitivity:
             depths = x.new_full((1, 1, *shape), 2)  # of a Gaussian: one, and what no window has
             if self.mode == "mean_patch":
                 for corner, box in zip(places.corners, places.boxes, strict=True):
-                    depths[(0, 0, *corner)] = 2 - x[(..., *box)].mean()
-            cells = [tuple(slice(c, c + 1) for c in corner) for corner in places.corners]
+                    place, cells = (0, 0, *corner), (slice(None), slice(None), *box)
+                    depths[place] = 2 - x[cells].mean()
+            windows = [tuple(slice(c, c + 1) for c in corner) for corner in places.corners]
             heat = self._explainer(x, places.window, kwargs).heatmap(
                 torch.ones_like(depths),
                 baselines=depths,
                 target=None,
                 additional_forward_args=(x,),
-                windows=cells,
+                windows=windows,
                 show_progress=self.verbose,
             )
         else:
@@ -193,7 +194,8 @@ class OcclusionSensitivity:
             part = boxes[start : start + self.n_batch]
             images = x.repeat(len(part), *[1] * (x.dim() - 1))
             for row, box in enumerate(part):
-                cells = images[(slice(row, row + 1), slice(None), *box)]
+                place = (slice(row, row + 1), slice(None), *box)
+                cells = images[place]
                 cells.copy_(self._covered(x, cells.clone(), depth))
             rows.append(self.nn_module(images, **kwargs))
             if rows[0].dim() != 2:
