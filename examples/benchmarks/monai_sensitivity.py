@@ -2,9 +2,9 @@
 
     python examples/benchmarks/monai_sensitivity.py --json docs/data/monai_sensitivity.json
 
-Needs `pip install '.[monai]'`. Both sides make the whole map with MONAI's defaults (a Gaussian mask
-of 16 cells, an overlap of 0.6), in turns. MONAI's batch is the fastest of a few, chosen on a part of
-the image. The weights are random.
+Needs `pip install '.[monai]'`. Both sides make the whole map with MONAI's defaults (a Gaussian
+mask of 16 cells, an overlap of 0.6), in turns. MONAI's batch is the fastest of a few, chosen on a
+part of the image. The weights are random.
 """
 
 from __future__ import annotations
