@@ -85,6 +85,13 @@ def test_overlaps(mode: str | float, overlap: float) -> None:
     same(network(2), image(1, 19, 22), mask_size=6, overlap=overlap, mode=mode)
 
 
+@pytest.mark.parametrize("mode", ["gaussian", "mean_patch", "mean_img"])
+def test_double_precision_and_large_values(mode: str) -> None:
+    same(network(2).double(), image(1, 24, 24).double(), mask_size=6, mode=mode)
+    made = same(network(2), image(1, 24, 24) * 40 - 10, mask_size=6, mode=mode, activate=False)
+    assert float(made.std()) > 1e-3
+
+
 @pytest.mark.parametrize("n_batch", [1, 5, 64])
 def test_batches(n_batch: int) -> None:
     same(network(2), image(1, 24, 24), mask_size=6, n_batch=n_batch)
