@@ -36,6 +36,7 @@ WINGS: Table = {
     "_command": (TOP,),
     "__main__": ("_command",),
     "data": (TOP,),
+    "monai": (TOP,),
 }
 
 Check = Callable[[Sources, Table], list[str]]
