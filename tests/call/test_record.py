@@ -213,7 +213,9 @@ def test_bfloat16_as_an_array() -> None:
 # --- reports
 
 
-@pytest.mark.parametrize("arguments", [{}, {"baselines": fills.noise(samples=2)}], ids=repr)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"baselines": fills.noise(samples=2)}], ids=["one", "several"]
+)
 def test_a_report_as_json(arguments: dict[str, Any]) -> None:
     report = of_grid(target=1, **arguments).report
     again = type(report).from_dict(json.loads(json.dumps(report.to_dict())))
