@@ -153,10 +153,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
             IndexError: for a target that the output does not have.
         """
         others = target, additional_forward_args, feature_mask, perturbations_per_eval
-        samples = [
-            make_features(inputs, baseline, *others)
-            for baseline in every_baseline(inputs, baselines)
-        ]
+        samples = _samples(inputs, baselines, *others)
         attributions = self._attributions(samples, show_progress)
         return attributions if isinstance(inputs, tuple) else attributions[0]
 
@@ -209,10 +206,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
             IndexError: for a target that the output does not have.
         """
         others = target, additional_forward_args, feature_mask, perturbations_per_eval
-        samples = [
-            make_features(inputs, baseline, *others)
-            for baseline in every_baseline(inputs, baselines)
-        ]
+        samples = _samples(inputs, baselines, *others)
         maps = self._maps(samples, show_progress)
         return maps if isinstance(inputs, tuple) else maps[0]
 
@@ -272,6 +266,13 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
             perturbations_per_eval=call.perturbations or 1,
             show_progress=show_progress,
         )
+
+
+def _samples(inputs: Any, baselines: Any, *others: Any) -> list[Features]:
+    """The checked arguments with each sample of the baselines."""
+    return [
+        make_features(inputs, baseline, *others) for baseline in every_baseline(inputs, baselines)
+    ]
 
 
 class KryptonLayerFeatureAblation(LayerFeatureAblation):  # type: ignore[misc]

@@ -184,15 +184,21 @@ def test_cost_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def drawn_by(monkeypatch: pytest.MonkeyPatch, script: Any) -> list[Any]:
+    """Gets what the script gives its `draw`, which draws all the same."""
+    drawn: list[Any] = []
+    draw = script.draw
+    monkeypatch.setattr(script, "draw", lambda *given: (drawn.extend(given), draw(*given)))
+    return drawn
+
+
 @pytest.mark.slow
 def test_regions_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmarks: None, capsys: Any
 ) -> None:
     import regions_figure
 
-    drawn: list[Any] = []
-    whole, picture = regions_figure.draw, tmp_path / "regions.png"
-    monkeypatch.setattr(regions_figure, "draw", lambda *given: (drawn.extend(given), whole(*given)))
+    drawn, picture = drawn_by(monkeypatch, regions_figure), tmp_path / "regions.png"
     regions_figure.main(["--model=squeezenet1_1", "--size=96", f"--output={picture}"])
     assert picture.read_bytes().startswith(b"\x89PNG")
     _, _, plans, changed, position, _ = drawn
@@ -212,11 +218,7 @@ def test_superpixels_figure(
 ) -> None:
     import superpixels_figure
 
-    drawn: list[Any] = []
-    whole, picture = superpixels_figure.draw, tmp_path / "superpixels.png"
-    monkeypatch.setattr(
-        superpixels_figure, "draw", lambda *given: (drawn.extend(given), whole(*given))
-    )
+    drawn, picture = drawn_by(monkeypatch, superpixels_figure), tmp_path / "superpixels.png"
     superpixels_figure.main(["--size=64", "--segments", "8", "20", f"--output={picture}"])
     assert picture.read_bytes().startswith(b"\x89PNG")
     photograph, maps, _ = drawn

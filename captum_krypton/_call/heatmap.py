@@ -180,8 +180,8 @@ class OcclusionMap:
         edges = []
         for axis, length in zip(axes, size or [grid.shape[d] for d in axes], strict=True):
             scale = length / grid.shape[axis]
-            first = (grid.window[axis] - grid.stride[axis]) / 2
-            edges.append((first * scale, (first + grid.stride[axis] * grid.counts[axis]) * scale))
+            first, last = self._edges(axis)
+            edges.append((first * scale, last * scale))
         (top, bottom), (left, right) = edges
         return left, right, bottom, top
 

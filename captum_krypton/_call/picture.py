@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Layer", "Style", "as_picture", "draw", "paper_range"]
+__all__ = ["Layer", "Style", "draw"]
 
 Array = np.ndarray[Any, Any]
 Edges = tuple[float, float]
@@ -153,11 +153,11 @@ def _image(layer: Layer, image: Any, style: Style, axes: Axes | None) -> Figure:
         panels = list(new_figure(12, 4).subplots(1, 3))
         _show_picture(panels[0], picture)
         panels[0].set_title("image")
-        _show_map(panels[1], layer, style, (0, 1), size, over=False)
+        _show_map(panels[1], layer, style, size, over=False)
         panels[1].set_title(style.bar(layer))
     if picture is not None:
         _show_picture(panels[-1], picture)
-    drawn = _show_map(panels[-1], layer, style, (0, 1), size, over=picture is not None)
+    drawn = _show_map(panels[-1], layer, style, size, over=picture is not None)
     panels[-1].set_title(style.title(layer))
     return _finished(panels, drawn, layer, style)
 
@@ -171,6 +171,7 @@ def _volume(layer: Layer, image: Any, style: Style, axes: Axes | None) -> Figure
     changes = np.where(np.isfinite(layer.drop), np.abs(layer.drop), -1)
     place = np.unravel_index(int(changes.argmax()), layer.scores.shape)
     panels = list(new_figure(12, 4.2).subplots(1, 3))
+    shown = replace(style, limits=style.range(layer))  # colours mean the same in every panel
     for normal, panel in enumerate(panels):
         across = tuple(axis for axis in range(3) if axis != normal)
         cell = int(layer.centres(normal, size[normal])[place[normal]])
@@ -183,18 +184,11 @@ def _volume(layer: Layer, image: Any, style: Style, axes: Axes | None) -> Figure
         )
         if volume is not None:
             _show_picture(panel, volume.take(cell, normal))
-        shown = _shared(style, layer)
         sizes = tuple(size[axis] for axis in across)
-        drawn = _show_map(panel, flat, shown, (0, 1), sizes, over=volume is not None)
+        drawn = _show_map(panel, flat, shown, sizes, over=volume is not None)
         panel.set_title(f"{'zyx'[normal]} = {cell}")
     panels[0].figure.suptitle(style.title(layer))
     return _finished(panels, drawn, layer, style)
-
-
-def _shared(style: Style, layer: Layer) -> Style:
-    """A style whose colours mean the same in every panel of a layer."""
-    low, high = style.range(layer)
-    return Style(style.scale, style.cmap, (low, high), style.alpha, style.contours)
 
 
 def _signal(layer: Layer, image: Any, style: Style, axes: Axes | None) -> Figure:
@@ -237,13 +231,12 @@ def _show_map(
     panel: Axes,
     layer: Layer,
     style: Style,
-    across: tuple[int, int],
     size: Sequence[int],
     *,
     over: bool,
 ) -> Any:
     """Draws a map in pixels of a picture of a size; `over` it where there is one."""
-    (top, bottom), (left, right) = (layer.scaled(axis, size[axis]) for axis in across)
+    (top, bottom), (left, right) = (layer.scaled(axis, size[axis]) for axis in (0, 1))
     low, high = style.range(layer)
     values = np.ma.masked_invalid(style.values(layer))
     drawn = panel.imshow(
@@ -256,7 +249,7 @@ def _show_map(
         interpolation="nearest",
     )
     if style.contours and min(layer.scores.shape) > 1:
-        centres = [layer.centres(axis, size[axis]) for axis in reversed(across)]
+        centres = [layer.centres(axis, size[axis]) for axis in (1, 0)]
         panel.contour(*centres, values, style.contours, colors="0.2", linewidths=0.7)
     panel.set(xlim=(0, size[1]), ylim=(size[0], 0))
     return drawn

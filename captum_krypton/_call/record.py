@@ -67,7 +67,7 @@ def write_record(path: str | PathLike[str], record: Record) -> None:
     }
     arrays |= {**shapes, "map": np.array(json.dumps(text))}
     place = Path(path)
-    temporary = place.with_name(f".{place.name}.{uuid4().hex}")
+    temporary = place.with_name(f".{uuid4().hex}.part")
     try:
         with open(temporary, "xb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from .failure import CommandError
 
-__all__ = ["write_bytes", "writing"]
+__all__ = ["replace_with", "write_bytes", "writing"]
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def replace_with(path: Path, write: Callable[[Path], None]) -> None:
     """Lets a function write a file that takes the name of another one once it is whole."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = path.with_name(f".{uuid4().hex}.part")  # a long name may have no room for more
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -22,7 +22,7 @@ from .files import write_bytes, writing
 __all__ = ["MapFolder", "holds_maps", "opened"]
 
 _RECORD, _FORMAT = "run.json", "captum-krypton run"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}|\.[0-9a-f]{32}\.part")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.part")
 _MAP, _PICTURE = ".npz", ".png"
 
 

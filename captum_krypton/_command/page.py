@@ -12,9 +12,7 @@ import hashlib
 import html
 import io
 import math
-import os
 import re
-import uuid
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +23,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from .files import replace_with
 
 __all__ = ["PageEntry", "write_page"]
 
@@ -119,17 +119,15 @@ def write_page(path: Path, entries: Sequence[PageEntry], title: str) -> None:
         OSError: where the file cannot be written.
     """
     head, tail = _frame(entries, title)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
+
+    def write(place: Path) -> None:
+        with place.open("xb") as file:
             file.write(head.encode())
             for entry in entries:
                 file.write(_card(entry).encode())
             file.write(tail.encode())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+
+    replace_with(path, write)
 
 
 def _frame(entries: Sequence[PageEntry], title: str) -> tuple[str, str]:
