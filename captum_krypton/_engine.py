@@ -36,6 +36,7 @@ from ._run import (
     RunStatistics,
     Stale,
     Untouched,
+    check_refused,
 )
 
 __all__ = ["Engine"]
@@ -219,7 +220,11 @@ class Engine:
         """The target as Captum takes it; runs the forward function only where it must."""
         if not isinstance(call.target, Predicted):
             return call.target
-        output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+        try:
+            output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+        except Exception as error:
+            check_refused(self.forward, call, error)
+            raise
         return resolve_target(output, call.target) if isinstance(output, Tensor) else None
 
     def _model(self, call: Call, *, renew: bool = False) -> CapturedModel:
@@ -228,6 +233,7 @@ class Engine:
         except NotCapturable as refusal:
             raise Fallback(str(refusal)) from None
         except Exception as error:  # the user's function failed on rows of ours: Captum's path
+            check_refused(self.forward, call, error)
             text = f"capturing the forward failed with {type(error).__name__}: {error}"
             raise Fallback(text) from error
 
