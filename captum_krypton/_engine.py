@@ -58,7 +58,7 @@ class Engine:
         self.few = FewWindows(forward, settings.memory_budget)
 
     def samples(
-        self, calls: Sequence[Call], show_progress: bool, approximation: Approximation
+        self, calls: Sequence[Call], show_progress: bool | None, approximation: Approximation
     ) -> list[tuple[OcclusionMap, ...]]:
         """The maps of calls that differ in their baselines alone: untouched inputs are run once.
 
@@ -76,7 +76,7 @@ class Engine:
     def maps(
         self,
         call: Call,
-        show_progress: bool,
+        show_progress: bool | None,
         approximation: Approximation,
         ran: list[tuple[Plan, RunStatistics]] | None = None,
         kept: list[Untouched] | None = None,
@@ -85,7 +85,7 @@ class Engine:
 
         Args:
             call: the checked arguments.
-            show_progress: whether to show a progress bar over the windows.
+            show_progress: whether to show a progress bar over the windows; None for a late one.
             approximation: how the maps may differ from the exact ones.
             ran: gets the plan of each input, and what running it took.
             kept: the untouched inputs of a call that differs in its baselines alone, if one was
@@ -268,7 +268,7 @@ class Engine:
         call: Call,
         runs: list[InputRun],
         approximation: Approximation,
-        show_progress: bool,
+        show_progress: bool | None,
         started: float,
         ran: list[tuple[Plan, RunStatistics]],
     ) -> tuple[OcclusionMap, ...]:
