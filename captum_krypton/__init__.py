@@ -13,7 +13,7 @@ from ._fallback import KryptonFallbackWarning
 from ._kernels import BackendInfo, KryptonBackendWarning, backend_info
 from ._occlusion import KryptonOcclusion
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PREDICTED",

@@ -51,8 +51,11 @@ def load_image(file: str | None) -> np.ndarray:
     return result
 
 
-def fastest_batch(model: nn.Module, x: Tensor, target: int) -> int:
-    """Captum's fastest batch size of some, by small maps: 16 windows that lie side by side."""
+def fastest_batch(model: nn.Module, x: Tensor, target: int) -> tuple[int, float]:
+    """Captum's fastest batch size of some, and a window's seconds with it.
+
+    By small maps: 16 windows that lie side by side.
+    """
     side = SIDE // 4
     shape = (3, side, side)
     seconds: dict[int, float] = {}
@@ -67,7 +70,8 @@ def fastest_batch(model: nn.Module, x: Tensor, target: int) -> int:
         )
         spent = time.perf_counter() - started
         seconds[batch] = min(spent, seconds.get(batch, spent))
-    return min(seconds, key=lambda batch: seconds[batch])
+    best = min(seconds, key=lambda batch: seconds[batch])
+    return best, seconds[best] / 16
 
 
 def draw(
@@ -118,22 +122,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "strides": (3, stride, stride),
     }
 
-    batch = fastest_batch(model, x, target)
-    print(f"EfficientNet-Lite0, {label}; Captum runs fastest at a batch of {batch}")
-
+    print(f"EfficientNet-Lite0 sees: {label}", flush=True)
+    print("Captum's fastest batch size ...", flush=True)
+    batch, seconds = fastest_batch(model, x, target)
+    steps = (SIDE - side + stride - 1) // stride + 1
+    print(f"Captum, in batches of {batch}: some {seconds * steps**2:.0f} s ...", flush=True)
     started = time.perf_counter()
     theirs = Occlusion(model).attribute(x, target=target, perturbations_per_eval=batch, **windows)
     captum_seconds = time.perf_counter() - started
 
+    print("captum-krypton's kernels, which compile the first time on a machine ...", flush=True)
     started = time.perf_counter()
     kernels = backend_info().name  # compiles them where nothing has yet, once for a machine
     kernels_seconds = time.perf_counter() - started
 
+    print("captum-krypton, twice ...", flush=True)
     occlusion = KryptonOcclusion(model)
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        heat = occlusion.heatmap(x, target=target, **windows)
+        heat = occlusion.heatmap(x, target=target, show_progress=True, **windows)
         times.append(time.perf_counter() - started)
     ours = heat.attribution()
 
