@@ -29,9 +29,13 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from PIL import Image
 
+from captum_krypton import backend_info
+
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("quickstart", "medical-volume", "superpixels", "cohort")
 COLOURS, WIDTH = 255, 960  # at most, of a picture in a notebook, so that its file is small
+# Neither a file of this machine, which measured rates name, nor a bar of progress.
+QUIET = {"KRYPTON_MEASURE": "0", "TQDM_DISABLE": "1"}
 EMBEDDED = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")
 
 
@@ -67,6 +71,7 @@ def executed(name: str) -> NotebookNode:
     """
     notebook = read_source(name)
     metadata = dict(notebook.metadata)
+    backend_info()  # compiles the kernels where nothing has yet, so that no notebook tells of it
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
@@ -76,8 +81,7 @@ def executed(name: str) -> NotebookNode:
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
-        # Without measured rates, which name a file of this machine.
-        client.execute(env={**os.environ, "IPYTHONDIR": folder, "KRYPTON_MEASURE": "0"})
+        client.execute(env={**os.environ, **QUIET, "IPYTHONDIR": folder})
     notebook.metadata = metadata
     for bundle in bundles(notebook):
         shrink(bundle)

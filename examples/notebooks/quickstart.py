@@ -37,11 +37,11 @@ model = torch.nn.Sequential(network, torch.nn.Softmax(dim=1)).eval()
 # %% [markdown]
 # ## A photograph
 #
-# A cat of scikit-image's. For one of yours: `skimage.io.imread("photograph.jpg")`. It gets the size
+# A rocket, of scikit-image's. For one of yours: `skimage.io.imread("photograph.jpg")`. It gets the size
 # and the range of values that the network was trained with.
 
 # %%
-photograph = data.chelsea()[:, 75:375]
+photograph = data.rocket()[:, 107:534]
 picture = transform.resize(photograph, (224, 224), anti_aliasing=True)  # 0 to 1
 x = torch.from_numpy((picture - 0.5) / 0.5).permute(2, 0, 1)[None].float()
 
@@ -49,7 +49,7 @@ x = torch.from_numpy((picture - 0.5) / 0.5).permute(2, 0, 1)[None].float()
 # ## A map
 #
 # A window of 32 pixels moves by 16. It covers all three channels with 0, which is grey here. Without
-# a target, the class that the network predicts is explained: 285 is *Egyptian cat*.
+# a target, the class that the network predicts is explained: 657 is *missile*.
 
 # %%
 windows = {"sliding_window_shapes": (3, 32, 32), "strides": (3, 16, 16)}
@@ -63,7 +63,7 @@ heat
 # the photograph.
 
 # %%
-heat.plot(picture, label="Egyptian cat", unit="probability")
+heat.plot(picture, label="missile", unit="probability")
 
 # %% [markdown]
 # `scores` has the numbers: the probability with each window covered. `reference` is that of the
@@ -96,7 +96,7 @@ occlusion.explain(x, **windows)
 # them is the rounding of float32.
 
 # %%
-few = {"sliding_window_shapes": (3, 48, 48), "strides": (3, 36, 36), "target": 285}
+few = {"sliding_window_shapes": (3, 48, 48), "strides": (3, 36, 36), "target": 657}
 theirs = Occlusion(model).attribute(x, **few)
 ours = occlusion.attribute(x, **few)
 
@@ -113,7 +113,7 @@ print(f"largest difference  {float((ours - theirs).abs().max()):.0e}")
 maps, place = [], display(display_id=True)
 for heat in occlusion.growing(x, sliding_window_shapes=(3, 32, 32), strides=(3, 12, 12)):
     maps.append(heat)
-    place.update(heat.plot(label="Egyptian cat", unit="probability"))
+    place.update(heat.plot(label="missile", unit="probability"))
 
 # %% [markdown]
 # Some of the maps on the way, with how many of their windows were run. The others are interpolated,
@@ -123,7 +123,7 @@ for heat in occlusion.growing(x, sliding_window_shapes=(3, 32, 32), strides=(3, 
 figure, panels = plt.subplots(1, 4, figsize=(9, 2.5), layout="constrained")
 for panel, heat in zip(panels, (*maps[:3], maps[-1]), strict=True):
     drop = heat.reference[0] - heat.scores[0]
-    panel.imshow(drop, cmap="RdBu_r", vmin=-0.12, vmax=0.12)
+    panel.imshow(drop, cmap="RdBu_r", vmin=-0.25, vmax=0.25)
     panel.set_title(f"{heat.report.windows_evaluated} of {heat.report.windows} windows")
     panel.set_axis_off()
 
