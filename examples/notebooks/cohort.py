@@ -1,13 +1,13 @@
 # %% [markdown]
 # # A cohort
 #
-# Maps of many images, as a data framework would make them: batch by batch, with a file among them that
-# cannot be read. They are kept, loaded again, and put together into one map of the whole set.
+# Maps of many images, as a data framework would make them: batch by batch, with a file among them
+# that cannot be read. They are kept, loaded again, and put together into one map of the whole set.
 #
 # The images are faces that come with scikit-image, 25 pixels wide (a part of *Labeled Faces in the
 # Wild*). Eyes and mouths are at about the same places in all of them, so that a mean of maps says
-# something. The network is small, starts from random weights and is trained here, for seconds, to tell
-# faces from what is none.
+# something. The network is small, starts from random weights and is trained here, for seconds, to
+# tell faces from what is none.
 #
 # To run it: `pip install '.[notebooks]'` in a clone of the repository.
 
@@ -25,8 +25,8 @@ from captum_krypton.data import OcclusionMapper
 # %% [markdown]
 # ## A folder of files
 #
-# Of 100 faces and 100 other images, the first half of each is to train with. The other faces go into
-# files, one of which is cut off in the middle.
+# Of 100 faces and 100 other images, the first half of each is to train with. The other faces go
+# into files, one of which is cut off in the middle.
 
 # %%
 images = data.lfw_subset()  # (200, 25, 25), 0 to 1
@@ -45,8 +45,8 @@ print(len(files), "files")
 # %% [markdown]
 # ## A network
 #
-# Its answer is the log-odds of a face: above 0 for faces. The probability is near 1 for most of them,
-# and would hardly move.
+# Its answer is the log-odds of a face: above 0 for faces. The probability is near 1 for most of
+# them, and would hardly move.
 
 # %%
 torch.manual_seed(0)
@@ -73,8 +73,9 @@ with torch.no_grad():
 # %% [markdown]
 # ## Maps, batch by batch
 #
-# `OcclusionMapper` takes a batch of columns and returns it with columns added. `transform` opens a file;
-# what it raises is the row's error. Ray Data, Spark, Hugging Face datasets and Dask call the same object.
+# `OcclusionMapper` takes a batch of columns and returns it with columns added. `transform` opens a
+# file; what it raises is the row's error. Ray Data, Spark, Hugging Face datasets and Dask call the
+# same object.
 
 
 # %%

@@ -1,16 +1,16 @@
 # %% [markdown]
 # # A medical volume
 #
-# From a NIfTI file to a map in three dimensions, and back to NIfTI files that lie over the scan in a
-# viewer.
+# From a NIfTI file to a map in three dimensions, and back to NIfTI files that lie over the scan in
+# a viewer.
 #
 # What is real, and what is made up:
 #
 # - **The scan is real**: an MR volume of a head that comes with nibabel.
 # - **The lesion is made up**: a bright blob, put where we choose.
-# - **The network is made of two filters of MONAI's, set by hand.** Nobody trained it, nothing in it is
-#   random, and it is of no use for anybody's scan. It does make a map that can be checked, since we
-#   know where the blob is. Put your network in its place.
+# - **The network is made of two filters of MONAI's, set by hand.** Nobody trained it, nothing in it
+#   is random, and it is of no use for anybody's scan. It does make a map that can be checked, since
+#   we know where the blob is. Put your network in its place.
 #
 # To run it: `pip install '.[notebooks]'` in a clone of the repository.
 
@@ -36,7 +36,7 @@ from captum_krypton import KryptonOcclusion, fills
 image = nib.load(Path(data_path) / "example4d.nii.gz").slicer[28:100, :, :, 0]
 scan = torch.from_numpy(image.get_fdata(dtype=np.float32))
 scan = scan / scan.max()
-print(tuple(scan.shape), image.header.get_zooms())
+print(tuple(scan.shape), "voxels")
 
 # %% [markdown]
 # A blob of 8 mm about one voxel adds up to a half of the scan's brightest value.
@@ -61,8 +61,8 @@ print(tuple(x.shape))
 # %% [markdown]
 # ## A network
 #
-# A blob is where a narrow blur is much brighter than a wide one. The outcome is how much of that there
-# is inside the head.
+# A blob is where a narrow blur is much brighter than a wide one. The outcome is how much of that
+# there is inside the head.
 
 
 # %%
@@ -87,8 +87,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## A map
 #
-# A window has about equal sides in millimetres. What covers it must not be a finding itself: here it
-# is the scan, blurred.
+# A window has about equal sides in millimetres. What covers it must not be a finding itself: here
+# it is the scan, blurred.
 
 # %%
 occlusion = KryptonOcclusion(model)
@@ -108,8 +108,9 @@ heat
 heat.plot(ill, label="blobs", alpha=0.6)
 
 # %% [markdown]
-# The window that the network misses most, and the blob, in millimetres of the scanner. `grid_affine`
-# leads from the map's indices to the scan's voxels, and the scan's affine from there to millimetres.
+# The window that the network misses most, and the blob, in millimetres of the scanner.
+# `grid_affine` leads from the map's indices to the scan's voxels, and the scan's affine from there
+# to millimetres.
 
 # %%
 drop = (heat.reference[0] - heat.scores[0]).numpy()
@@ -121,8 +122,8 @@ print("the blob is at ", apply_affine(image.affine, lesion).round(), "mm")
 # %% [markdown]
 # ## Maps as NIfTI files
 #
-# The map of the windows has an affine of its own. The attribution, which is Captum's, has the scan's
-# resolution and its affine. Open either over `scan.nii.gz`.
+# The map of the windows has an affine of its own. The attribution, which is Captum's, has the
+# scan's resolution and its affine. Open either over `scan.nii.gz`.
 
 # %%
 nib.save(nib.Nifti1Image(drop, affine), "windows.nii.gz")
@@ -131,4 +132,5 @@ nib.save(nib.Nifti1Image(attribution, image.affine), "attribution.nii.gz")
 
 for name in ("scan", "windows", "attribution"):
     saved = nib.load(f"{name}.nii.gz")
-    print(name, saved.shape, saved.header.get_zooms())
+    sides = " x ".join(f"{side:.1f}" for side in saved.header.get_zooms())
+    print(f"{name}: {saved.shape}, voxels of {sides} mm")

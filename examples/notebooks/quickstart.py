@@ -37,8 +37,8 @@ model = torch.nn.Sequential(network, torch.nn.Softmax(dim=1)).eval()
 # %% [markdown]
 # ## A photograph
 #
-# A rocket, of scikit-image's. For one of yours: `skimage.io.imread("photograph.jpg")`. It gets the size
-# and the range of values that the network was trained with.
+# A rocket, of scikit-image's. For one of yours: `skimage.io.imread("photograph.jpg")`. It gets the
+# size and the range of values that the network was trained with.
 
 # %%
 photograph = data.rocket()[:, 107:534]
@@ -48,8 +48,8 @@ x = torch.from_numpy((picture - 0.5) / 0.5).permute(2, 0, 1)[None].float()
 # %% [markdown]
 # ## A map
 #
-# A window of 32 pixels moves by 16. It covers all three channels with 0, which is grey here. Without
-# a target, the class that the network predicts is explained: 657 is *missile*.
+# A window of 32 pixels moves by 16. It covers all three channels with 0, which is grey here.
+# Without a target, the class that the network predicts is explained: 657 is *missile*.
 
 # %%
 windows = {"sliding_window_shapes": (3, 32, 32), "strides": (3, 16, 16)}
@@ -106,8 +106,8 @@ print(f"largest difference  {float((ours - theirs).abs().max()):.0e}")
 # %% [markdown]
 # ## A map that grows
 #
-# Smaller steps show more and take longer. `growing` gives a first map soon and better ones while you
-# look at it; stop when it is good enough. Run this cell to see it change in its place.
+# Smaller steps show more and take longer. `growing` gives a first map soon and better ones while
+# you look at it; stop when it is good enough. Run this cell to see it change in its place.
 
 # %%
 maps, place = [], display(display_id=True)
