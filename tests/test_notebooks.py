@@ -108,7 +108,7 @@ def test_what_is_kept_is_small_and_of_no_machine(name: str) -> None:
     shown = pictures(notebook)
     assert shown
     for picture in shown:
-        assert picture.width <= 900
+        assert picture.width <= 750
         assert len(picture.convert("L").getcolors()) > 10  # not an empty page
 
 
@@ -144,5 +144,5 @@ def test_a_notebook_is_written_without_traces_of_the_machine(
     title, prints, draws = notebook.cells
     assert (title.cell_type, title.source) == ("markdown", "# Title")
     assert prints.outputs[0].text == f"{sys.executable}\n"  # the kernel is of this environment
-    assert [picture.width for picture in pictures(notebook)] == [900]
+    assert [picture.width for picture in pictures(notebook)] == [750]
     assert not prints.metadata and "execution" not in str(draws.metadata)

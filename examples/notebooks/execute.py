@@ -33,8 +33,8 @@ from captum_krypton import backend_info
 
 FOLDER = Path(__file__).resolve().parent
 NAMES = ("quickstart", "medical-volume", "superpixels", "cohort")
-WIDTH = 900  # at most, of a picture in a notebook, so that its file is small
-STEP = 8  # between the values of a colour, of 256, which makes it smaller by a half
+WIDTH = 750  # at most, of a picture in a notebook, so that its file is small
+STEP = 4  # between the values of a colour, of 256: not seen, and smaller by a third
 # Neither a file of this machine, which measured rates name, nor a bar of progress.
 QUIET = {"KRYPTON_MEASURE": "0", "TQDM_DISABLE": "1"}
 EMBEDDED = re.compile(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+")

@@ -40,7 +40,7 @@ x = torch.from_numpy((picture - 0.5) / 0.5).permute(2, 0, 1)[None].float()
 mask = segmentation.slic(picture, n_segments=40, compactness=10, start_label=0)
 segments = torch.from_numpy(mask)
 
-figure, panel = plt.subplots(figsize=(3, 3), layout="constrained")
+figure, panel = plt.subplots(figsize=(2.4, 2.4), layout="constrained")
 panel.imshow(segmentation.mark_boundaries(picture, mask, color=(1, 1, 1)))
 panel.set_axis_off()
 
@@ -81,7 +81,7 @@ print(heat.attribution().shape)
 # %%
 grey = ablation.heatmap(x, baselines=0, feature_mask=segments)
 
-figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+figure, panels = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
 for panel, made, name in zip(panels, (heat, grey), ("blurred", "grey"), strict=True):
     made.plot(label=name, limits=(-0.15, 0.15), ax=panel)
 
