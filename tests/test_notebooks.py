@@ -15,7 +15,9 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from PIL import Image
-from scripts import EXAMPLES, ROOT
+from scripts import EXAMPLES
+
+import captum_krypton
 
 NOTEBOOKS = EXAMPLES / "notebooks"
 NAMES = sorted(file.stem for file in NOTEBOOKS.glob("*.ipynb"))
@@ -25,7 +27,7 @@ NAMES = sorted(file.stem for file in NOTEBOOKS.glob("*.ipynb"))
 def execute(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module that runs notebooks, whose kernels import this package on one thread."""
     monkeypatch.syspath_prepend(str(NOTEBOOKS))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(Path(captum_krypton.__file__).parents[1]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     import execute
 
