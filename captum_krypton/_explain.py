@@ -76,7 +76,7 @@ class Explanation:
         if self.fallback:
             return f"<p>{escape(str(self))}</p>"
         return "".join(
-            row_table(names, lines) + f"<pre>{escape(totals)}</pre>"
+            row_table(names, lines) + f"<pre style='white-space:pre-wrap'>{escape(totals)}</pre>"
             for (names, *lines), totals in ((_cells(rows), totals) for rows, totals in self.plans)
         )
 

@@ -185,6 +185,8 @@ def test_a_notebook_shows_a_plan_as_a_table() -> None:
     explanation = Explanation(((ROWS, "windows 4\nrates: <measured>"),))
     html = explanation._repr_html_()
     assert html.count("<tr>") == 1 + len(ROWS)
+    box, table = html.index("overflow:auto"), html.index("<table>")
+    assert box < table < html.index("</div>") < html.index("windows 4")  # the totals do not scroll
     assert "<th style='text-align:left'>operator</th>" in html
     assert "<td style='text-align:right'>1,000</td>" in html
     assert "rates: &lt;measured&gt;" in html

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .display import fact_table, picture_tag
+from .display import beside, fact_table, picture_tag
 from .optional import picture_png, require
 from .picture import Layer, Style, draw
 from .record import Record, as_array, read_record, write_record
@@ -320,7 +320,7 @@ class OcclusionMap:
             picture = self.plot(output=tuple(map(int, index)) or None)
         except (ImportError, ValueError):  # without matplotlib; of windows along other axes
             return facts
-        return facts + picture_tag(picture_png(picture), repr(self))
+        return beside(facts, picture_tag(picture_png(picture), repr(self)))
 
     def _facts(self) -> dict[str, str]:
         grid, reference = self.grid, self.reference.double()

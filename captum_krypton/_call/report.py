@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from .display import fact_table, short_repr
+from .display import field_table, short_repr
 
 __all__ = ["ImageReport", "Report"]
 
@@ -90,7 +90,7 @@ class Report:
         return short_repr(self)
 
     def _repr_html_(self) -> str:
-        return fact_table({name: value for name, value in asdict(self).items() if name != "images"})
+        return field_table(self, without=("images",))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as `json.dumps` takes it; tuples are lists."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
-from captum_krypton import KryptonOcclusion, OcclusionMap, Report
+from captum_krypton import ImageReport, KryptonOcclusion, OcclusionMap, Report
 from captum_krypton._call import WindowGrid
 from captum_krypton._call.region_list import RegionList
 
@@ -235,7 +236,18 @@ def test_a_notebook_shows_a_figure_and_a_map() -> None:
     assert figure._repr_png_().startswith(b"\x89PNG")
     html = image_map()._repr_html_()
     assert "data:image/png;base64," in html and "largest drop" in html
-    assert "<th" in image_map().report._repr_html_()
+    assert html.index("largest drop") < html.index("<img")  # facts first, also below each other
+
+
+def test_a_notebook_shows_of_a_report_what_there_is_to_say() -> None:
+    report = Report("full", ("a < b",), windows=3, seconds=1.23456, images=(ImageReport(),) * 2)
+    names_and_values = re.findall(r"<th.*?>(.*?)</th><td.*?>(.*?)</td>", report._repr_html_())
+    assert names_and_values == [
+        ("path", "full"),
+        ("reasons", "(&#x27;a &lt; b&#x27;,)"),
+        ("windows", "3"),
+        ("seconds", "1.23"),
+    ]
 
 
 def test_short_representations() -> None:
