@@ -40,6 +40,6 @@ def add_layers(viewer, scan, heat):
 if __name__ == "__main__":
     import napari
 
-    viewer = napari.Viewer(ndisplay=2)
+    viewer = napari.Viewer()
     add_layers(viewer, *explained())
     napari.run()
