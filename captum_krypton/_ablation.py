@@ -97,7 +97,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         additional_forward_args: Any = ...,
         feature_mask: _Masks = ...,
         perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
+        show_progress: bool | None = ...,
     ) -> Tensor: ...
 
     @overload
@@ -109,7 +109,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         additional_forward_args: Any = ...,
         feature_mask: _Masks = ...,
         perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
+        show_progress: bool | None = ...,
     ) -> tuple[Tensor, ...]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -122,7 +122,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         additional_forward_args: Any = None,
         feature_mask: _Masks = None,
         perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Attributions by feature ablation: the drop of the outcome when a feature is replaced.
 
@@ -141,7 +141,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
                 example features of its own. Default: every cell is a feature.
             perturbations_per_eval: features evaluated together at most. Default: chosen for the
                 memory budget.
-            show_progress: whether to show a progress bar over the features.
+            show_progress: whether to show a progress bar over the features; None for a late one.
 
         Returns:
             Of the outcome's type and the input's shape (or (outcomes, *input shape)), a tuple for a
@@ -166,7 +166,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         additional_forward_args: Any = ...,
         feature_mask: _Masks = ...,
         perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
+        show_progress: bool | None = ...,
     ) -> OcclusionMap: ...
 
     @overload
@@ -178,7 +178,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         additional_forward_args: Any = ...,
         feature_mask: _Masks = ...,
         perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
+        show_progress: bool | None = ...,
     ) -> tuple[OcclusionMap, ...]: ...
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         additional_forward_args: Any = None,
         feature_mask: _Masks = None,
         perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool | None = None,
     ) -> OcclusionMap | tuple[OcclusionMap, ...]:
         """The outcome with every feature replaced, and how it was made.
 
@@ -210,7 +210,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
         maps = self._maps(samples, show_progress)
         return maps if isinstance(inputs, tuple) else maps[0]
 
-    def _attributions(self, samples: list[Features], show_progress: bool) -> tuple[Tensor, ...]:
+    def _attributions(self, samples: list[Features], show: bool | None) -> tuple[Tensor, ...]:
         """The attributions of each input, averaged over samples that differ in their baselines."""
         features = samples[0]
         try:
@@ -221,27 +221,27 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
             if getattr(self, "_min_examples_per_batch_grouped", None) is not None:  # not in 0.8
                 raise Fallback("features with few examples are to be skipped")
             rows = [
-                self._of_row(list(calls), show_progress)
+                self._of_row(list(calls), show)
                 for calls in zip(*(sample.calls for sample in samples), strict=True)
             ]
         except Fallback as fallback:
             if any(features.call.own_mean):
                 raise ArgumentError(f"baselines cannot be mean_patch() here: {fallback}") from None
             self._warn(fallback)
-            made = [self._captum(sample, show_progress) for sample in samples]
+            made = [self._captum(sample, show) for sample in samples]
             made = made if features.call.is_tuple else [(one,) for one in made]
             return tuple(map(mean_of, zip(*made, strict=True)))
         return tuple(map(torch.cat, zip(*rows, strict=True)))
 
-    def _of_row(self, calls: list[Call], show_progress: bool) -> list[Tensor]:
+    def _of_row(self, calls: list[Call], show: bool | None) -> list[Tensor]:
         """The attributions of each input, where all examples have the same features."""
-        sampled = self._engine.samples(calls, show_progress, _EXACT)
+        sampled = self._engine.samples(calls, show, _EXACT)
         attributions = [
             [heat.attribution(heat.reference.dtype) for heat in maps] for maps in sampled
         ]
         return list(map(mean_of, zip(*attributions, strict=True)))
 
-    def _maps(self, samples: list[Features], show_progress: bool) -> tuple[OcclusionMap, ...]:
+    def _maps(self, samples: list[Features], show: bool | None) -> tuple[OcclusionMap, ...]:
         """The map of each input, averaged over samples that differ in their baselines."""
         features = samples[0]
         if features.differ or features.is_shared or features.rows_differ:
@@ -250,9 +250,9 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
                 "and inputs must have as many rows: make a map for each example, or use `attribute`"
             )
         calls = [sample.calls[0] for sample in samples]
-        return averaged_maps(self._engine, self._warn, calls, show_progress, _EXACT)
+        return averaged_maps(self._engine, self._warn, calls, show, _EXACT)
 
-    def _captum(self, features: Features, show_progress: bool) -> Any:
+    def _captum(self, features: Features, show: bool | None) -> Any:
         """Captum's own path, for what the engine cannot do."""
         call: Call = features.call
         masks = None if features.masks[0] is None else features.masks
@@ -264,7 +264,7 @@ class KryptonFeatureAblation(FeatureAblation):  # type: ignore[misc]
             additional_forward_args=call.extra or None,
             feature_mask=masks if call.is_tuple or masks is None else masks[0],
             perturbations_per_eval=call.perturbations or 1,
-            show_progress=show_progress,
+            show_progress=bool(show),
         )
 
 

@@ -36,6 +36,7 @@ from ._run import (
     RunStatistics,
     Stale,
     Untouched,
+    check_refused,
 )
 
 __all__ = ["Engine"]
@@ -57,7 +58,7 @@ class Engine:
         self.few = FewWindows(forward, settings.memory_budget)
 
     def samples(
-        self, calls: Sequence[Call], show_progress: bool, approximation: Approximation
+        self, calls: Sequence[Call], show_progress: bool | None, approximation: Approximation
     ) -> list[tuple[OcclusionMap, ...]]:
         """The maps of calls that differ in their baselines alone: untouched inputs are run once.
 
@@ -75,7 +76,7 @@ class Engine:
     def maps(
         self,
         call: Call,
-        show_progress: bool,
+        show_progress: bool | None,
         approximation: Approximation,
         ran: list[tuple[Plan, RunStatistics]] | None = None,
         kept: list[Untouched] | None = None,
@@ -84,7 +85,7 @@ class Engine:
 
         Args:
             call: the checked arguments.
-            show_progress: whether to show a progress bar over the windows.
+            show_progress: whether to show a progress bar over the windows; None for a late one.
             approximation: how the maps may differ from the exact ones.
             ran: gets the plan of each input, and what running it took.
             kept: the untouched inputs of a call that differs in its baselines alone, if one was
@@ -219,7 +220,11 @@ class Engine:
         """The target as Captum takes it; runs the forward function only where it must."""
         if not isinstance(call.target, Predicted):
             return call.target
-        output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+        try:
+            output = _run_forward(self.forward, call.inputs, None, call.extra or None)
+        except Exception as error:
+            check_refused(self.forward, call, error)
+            raise
         return resolve_target(output, call.target) if isinstance(output, Tensor) else None
 
     def _model(self, call: Call, *, renew: bool = False) -> CapturedModel:
@@ -228,6 +233,7 @@ class Engine:
         except NotCapturable as refusal:
             raise Fallback(str(refusal)) from None
         except Exception as error:  # the user's function failed on rows of ours: Captum's path
+            check_refused(self.forward, call, error)
             text = f"capturing the forward failed with {type(error).__name__}: {error}"
             raise Fallback(text) from error
 
@@ -262,7 +268,7 @@ class Engine:
         call: Call,
         runs: list[InputRun],
         approximation: Approximation,
-        show_progress: bool,
+        show_progress: bool | None,
         started: float,
         ran: list[tuple[Plan, RunStatistics]],
     ) -> tuple[OcclusionMap, ...]:

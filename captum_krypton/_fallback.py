@@ -40,7 +40,7 @@ def averaged_maps(
     engine: Engine,
     warn: FallbackWarnings,
     calls: Sequence[Call],
-    show_progress: bool,
+    show_progress: bool | None,
     approximation: Approximation,
 ) -> tuple[OcclusionMap, ...]:
     """The map of each input, averaged over calls that differ in their baselines alone.
@@ -49,7 +49,7 @@ def averaged_maps(
         engine: makes the maps.
         warn: told why it does not.
         calls: the checked arguments.
-        show_progress: whether to show a progress bar over the windows of each.
+        show_progress: whether to show a progress bar over the windows of each; None for late ones.
         approximation: how the maps may differ from the exact ones.
     """
     try:

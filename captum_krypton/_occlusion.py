@@ -121,7 +121,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         target: Any = ...,
         additional_forward_args: Any = ...,
         perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
+        show_progress: bool | None = ...,
     ) -> Tensor: ...
 
     @overload
@@ -134,7 +134,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         target: Any = ...,
         additional_forward_args: Any = ...,
         perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
+        show_progress: bool | None = ...,
     ) -> tuple[Tensor, ...]: ...
 
     @log_usage()  # type: ignore[untyped-decorator]
@@ -148,7 +148,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         target: Any = PREDICTED,
         additional_forward_args: Any = None,
         perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Attributions by occlusion: the mean drop of the outcome over the windows on a cell.
 
@@ -169,7 +169,8 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             additional_forward_args: further arguments of the forward function.
             perturbations_per_eval: windows evaluated together at most. Default: chosen for the
                 memory budget.
-            show_progress: whether to show a progress bar over the windows.
+            show_progress: whether to show a progress bar over the windows; None for one after ten
+                seconds, on a terminal or in a notebook.
 
         Returns:
             float32, of the input's shape (or (outcomes, *input shape)), a tuple for a tuple.
@@ -198,7 +199,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         target: Any = ...,
         additional_forward_args: Any = ...,
         perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
+        show_progress: bool | None = ...,
         *,
         windows: Sequence[Any] | Tensor | None = ...,
     ) -> OcclusionMap: ...
@@ -213,7 +214,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         target: Any = ...,
         additional_forward_args: Any = ...,
         perturbations_per_eval: int | None = ...,
-        show_progress: bool = ...,
+        show_progress: bool | None = ...,
     ) -> tuple[OcclusionMap, ...]: ...
 
     @torch.no_grad()
@@ -226,7 +227,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         target: Any = PREDICTED,
         additional_forward_args: Any = None,
         perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool | None = None,
         *,
         windows: Sequence[Any] | Tensor | None = None,
     ) -> OcclusionMap | tuple[OcclusionMap, ...]:
@@ -327,7 +328,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         target: Any = PREDICTED,
         additional_forward_args: Any = None,
         perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
+        show_progress: bool | None = None,
         *,
         run: bool = False,
     ) -> Explanation:
@@ -446,11 +447,11 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             torch_version(),
         )
 
-    def _maps(self, calls: list[Call], show_progress: bool) -> tuple[OcclusionMap, ...]:
+    def _maps(self, calls: list[Call], show_progress: bool | None) -> tuple[OcclusionMap, ...]:
         """The map of each input, averaged over calls that differ in their baselines."""
         return averaged_maps(self._engine, self._warn, calls, show_progress, self.approximation)
 
-    def _attributions(self, calls: list[Call], show_progress: bool) -> tuple[Tensor, ...]:
+    def _attributions(self, calls: list[Call], show_progress: bool | None) -> tuple[Tensor, ...]:
         """The attributions of each input, averaged over calls that differ in their baselines."""
         try:
             maps = self._engine.samples(calls, show_progress, self.approximation)
@@ -461,7 +462,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         return tuple(map(mean_of, zip(*sampled, strict=True)))
 
     def _fallen_back(
-        self, call: Call, fallback: Fallback, show_progress: bool
+        self, call: Call, fallback: Fallback, show_progress: bool | None
     ) -> tuple[Tensor, ...]:
         """The attributions of each input by the forward function itself."""
         if any(call.own_mean):  # Captum has no such baseline
@@ -470,7 +471,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
         made = self._captum(call, show_progress)
         return made if call.is_tuple else (made,)
 
-    def _captum(self, call: Call, show_progress: bool) -> Any:
+    def _captum(self, call: Call, show_progress: bool | None) -> Any:
         """Captum's own path, for what the engine cannot do."""
         target = self._engine.resolved_target(call)
         grids = [grid for grid in call.grids if isinstance(grid, WindowGrid)]
@@ -483,7 +484,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             target=target,
             additional_forward_args=call.extra or None,
             perturbations_per_eval=call.perturbations or 1,
-            show_progress=show_progress,
+            show_progress=bool(show_progress),
         )
 
 

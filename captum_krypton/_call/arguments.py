@@ -230,7 +230,17 @@ def _windows(shapes: Any, inputs: tuple[Tensor, ...]) -> tuple[tuple[int, ...], 
             "sliding_window_shapes must be a tuple with one entry a dimension of the input "
             f"(without the batch), or a tuple of such tuples, not {shapes!r}"
         )
-    windows: tuple[tuple[int, ...], ...] = _format_and_verify_sliding_window_shapes(shapes, inputs)
+    try:
+        windows: tuple[tuple[int, ...], ...] = _format_and_verify_sliding_window_shapes(
+            shapes, inputs
+        )
+    except AssertionError as error:
+        if len(inputs) == 1 and len(shapes) == inputs[0].dim():
+            raise ArgumentError(
+                f"{error} inputs has shape {tuple(inputs[0].shape)}, of which the first dimension "
+                "is the batch's: inputs[None] is a batch of one"
+            ) from None
+        raise
     for i, window in enumerate(windows):
         if not all(isinstance(side, int) and side > 0 for side in window):
             raise ArgumentError(

@@ -262,7 +262,9 @@ def _compile(root: Path, binary: Path, search: _Search, wanted: _Binary) -> bool
         return False
     # Imported here: together they take longer than loading a cached binary.
     from filelock import FileLock
-    from torch.utils import cpp_extension
+
+    with _without_advice():
+        from torch.utils import cpp_extension
 
     if importlib.util.find_spec("ninja") is None and shutil.which("ninja") is None:
         search.reasons.append("no ninja to compile the kernels with: pip install ninja")
@@ -283,7 +285,11 @@ def _compile(root: Path, binary: Path, search: _Search, wanted: _Binary) -> bool
         build = binary.parent / "build"
         shutil.rmtree(build, ignore_errors=True)  # of a killed build, its own lock file included
         build.mkdir()
-        _logger.warning("compiling the kernels, once; this can take a minute: %s", binary)
+        _logger.warning(
+            "compiling the kernels, once for this machine; this can take minutes. They are kept as "
+            "%s; a wheel with kernels, or a build with them, compiles nothing",
+            binary,
+        )
         cpp_extension.load(
             wanted.library,
             [str(source) for source in sorted(root.glob(wanted.sources))],
@@ -296,6 +302,18 @@ def _compile(root: Path, binary: Path, search: _Search, wanted: _Binary) -> bool
         os.replace(build / binary.name, binary)
         shutil.rmtree(build, ignore_errors=True)
     return True
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Hides what torch says on import where there is a CUDA toolkit and no card."""
+    advising = logging.getLogger("torch.utils.cpp_extension")
+    before = advising.disabled
+    advising.disabled = True
+    try:
+        yield
+    finally:
+        advising.disabled = before
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from .few_windows import FewWindows
 from .group import Selection
 from .input_run import InputRun, Untouched
 from .naive import Fallback, naive_maps
+from .refused import check_refused
 
 __all__ = [
     "Base",
@@ -28,5 +29,6 @@ __all__ = [
     "Selection",
     "Stale",
     "Untouched",
+    "check_refused",
     "naive_maps",
 ]

@@ -74,7 +74,9 @@ class FewWindows:
         self._rows[kind] += rows
         return True
 
-    def maps(self, call: Call, kind: Any, show_progress: bool) -> tuple[OcclusionMap, ...] | None:
+    def maps(
+        self, call: Call, kind: Any, show_progress: bool | None
+    ) -> tuple[OcclusionMap, ...] | None:
         """The maps by the forward function itself, a few windows at a time.
 
         Windows that run together must not change each other's outcome. The untouched inputs and the
@@ -90,7 +92,9 @@ class FewWindows:
         except Exception:  # said by the path that follows, if it is met there too
             return None
 
-    def _maps(self, call: Call, kind: Any, show_progress: bool) -> tuple[OcclusionMap, ...] | None:
+    def _maps(
+        self, call: Call, kind: Any, show_progress: bool | None
+    ) -> tuple[OcclusionMap, ...] | None:
         maps: list[OcclusionMap] = []
         windows = sum(grid.total for grid in call.grids)
         started = time.perf_counter()

@@ -112,7 +112,7 @@ def _as_tensor(output: Any) -> Tensor:
 
 
 def naive_maps(
-    forward: Callable[..., Any], call: Call, reason: str, show_progress: bool
+    forward: Callable[..., Any], call: Call, reason: str, show_progress: bool | None
 ) -> tuple[OcclusionMap, ...]:
     """The maps by running the forward function for every window, as Captum does."""
     output = _as_tensor(_run_forward(forward, call.inputs, None, call.extra or None))
