@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,11 @@ def new_figure(width: float, height: float) -> Figure:
     Raises:
         ImportError: without matplotlib (the extra `plot`).
     """
-    require("matplotlib.figure", "plot", "plot")
-    from .shown_figure import ShownFigure
-
-    made: Figure = ShownFigure(figsize=(width, height), layout="constrained")
+    library = require("matplotlib.figure", "plot", "plot")
+    made: Figure = library.Figure(figsize=(width, height), layout="constrained")
+    # Notebooks show it whether or not pyplot was imported before. Not in a subclass: Weights &
+    # Biases takes figures by the module of their class.
+    vars(made)["_repr_png_"] = partial(picture_png, made)
     return made
 
 

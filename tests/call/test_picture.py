@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,9 @@ def test_several_outputs() -> None:
 def test_a_notebook_shows_a_figure_and_a_map() -> None:
     figure = image_map().plot()
     assert figure._repr_png_().startswith(b"\x89PNG")
+    assert type(figure) is Figure  # Weights & Biases takes no subclass
+    again = pickle.loads(pickle.dumps(figure))
+    assert again._repr_png_() == figure._repr_png_()
     html = image_map()._repr_html_()
     assert "data:image/png;base64," in html and "largest drop" in html
     assert html.index("largest drop") < html.index("<img")  # facts first, also below each other

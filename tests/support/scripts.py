@@ -14,13 +14,17 @@ EXAMPLES = ROOT / "examples"
 BENCHMARKS = EXAMPLES / "benchmarks"
 
 
+def python_path() -> str:
+    """What a process needs to import the package that these tests import."""
+    return os.pathsep.join([str(Path(captum_krypton.__file__).parents[1]), *sys.path])
+
+
 def run_example(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run an example with the package that these tests import."""
-    path = os.pathsep.join([str(Path(captum_krypton.__file__).parents[1]), *sys.path])
     return subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": python_path()},
     )
