@@ -24,7 +24,8 @@ DEFINES = [
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     *(["-DPy_LIMITED_API=0x030A0000"] if LIMITED else []),
 ]
-OPTIMISE = "/O2" if os.name == "nt" else "-O3"
+# Interpreters often pass their own -g on, and debug information is seven times the kernels.
+OPTIMISE = ["/O2"] if os.name == "nt" else ["-O3", "-g0"]
 
 
 def skip(why: object, kernels: str = "compiled kernels") -> None:
@@ -93,11 +94,11 @@ def extensions() -> dict[str, Any]:
             ["csrc/module.cpp", *sources("cpu/**/*.cpp")],
             depends=[*sources("*.h"), *sources("cpu/**/*.h")],
             py_limited_api=LIMITED,
-            extra_compile_args=[OPTIMISE, *DEFINES],
+            extra_compile_args=[*OPTIMISE, *DEFINES],
         )
     ]
     if has_cuda():
-        host = [OPTIMISE, "-DUSE_CUDA", *DEFINES]
+        host = [*OPTIMISE, "-DUSE_CUDA", *DEFINES]
         modules.append(
             CUDAExtension(
                 "captum_krypton._C_cuda",
