@@ -15,25 +15,25 @@ def superpixel_table(folder: Path = DATA / "superpixels") -> str:
     results.sort(key=lambda result: (_pixels(result), result["network"], result["features"]))
     titles = {
         "network": "---",
-        "image": "---",
-        "superpixels": "--:",
-        "Captum, s (batch)": "--:",
-        "first map, s": "--:",
+        "times over Captum": "--:",
         "later maps, s": "--:",
-        "speed-up": "--:",
-        "by operations": "--:",
+        "first map, s": "--:",
+        "Captum, s (batch)": "--:",
+        "times by operations": "--:",
+        "image, px": "---",
+        "superpixels": "--:",
     }
 
     def cells(result: dict[str, Any]) -> list[str]:
         return [
             result["network"],
+            f"{result['speedup']:.1f}",
+            f"{result['seconds']:.3g}",
+            f"{result['first_seconds']:.3g}",
+            f"{result['captum_seconds']:.3g} ({result['captum_batch']})",
+            f"{result['by_operations']:.1f}",
             result["size"],
             str(result["features"]),
-            f"{result['captum_seconds']:.3g} ({result['captum_batch']})",
-            f"{result['first_seconds']:.3g}",
-            f"{result['seconds']:.3g}",
-            f"{result['speedup']:.2f}",
-            f"{result['by_operations']:.2f}",
         ]
 
     return tables_by_machine(titles, results, cells)
