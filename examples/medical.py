@@ -99,7 +99,7 @@ def draw(picture: np.ndarray, maps: dict[str, OcclusionMap], window: int, output
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(13, 3.6), layout="constrained")
     axes[0].imshow(picture, cmap="gray")
     axes[0].set_title("fundus photograph, green channel", fontsize=10)
-    drops = {title: (heat.reference[0] - heat.scores[0]).numpy() for title, heat in maps.items()}
+    drops = {title: heat.drop[0].numpy() for title, heat in maps.items()}
     limit = max(float(np.abs(drop).max()) for drop in drops.values())
     for axis, (title, drop), heat in zip(axes[1:], drops.items(), maps.values(), strict=True):
         axis.imshow(picture, cmap="gray")
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sooner = quick.heatmap(x, baselines=0.0, **windows)
 
     for name, heat in (("the mean", grey), ("black", black)):
-        drop = heat.reference[0] - heat.scores[0]
+        drop = heat.drop[0]
         row, column = np.unravel_index(int(drop.argmax()), drop.shape)
         middle = [place * options.stride + options.window // 2 for place in (row, column)]
         print(

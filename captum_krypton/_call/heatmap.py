@@ -138,6 +138,15 @@ class OcclusionMap:
             coordinates[names[dim]] = (along.start + along.stop - 1) / 2
         return names[-count:], coordinates
 
+    @property
+    def drop(self) -> Tensor:
+        """By how much each window lowers the outcome: `reference - scores`, as `scores` in shape.
+
+        Positive where the network relies on what the window covers.
+        """
+        windows = self.scores.dim() - self.reference.dim()
+        return self.reference.reshape(*self.reference.shape, *[1] * windows) - self.scores
+
     def attribution(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Captum's attribution of this map.
 
@@ -323,9 +332,7 @@ class OcclusionMap:
         return beside(facts, picture_tag(picture_png(picture), repr(self)))
 
     def _facts(self) -> dict[str, str]:
-        grid, reference = self.grid, self.reference.double()
-        outputs = reference.reshape(*reference.shape, *[1] * (self.scores.dim() - reference.dim()))
-        drop = outputs - self.scores.double()
+        grid, reference, drop = self.grid, self.reference, self.drop
         drop = drop[drop.isfinite()]
         facts = {
             "images": str(len(reference)),

@@ -62,8 +62,7 @@ class Row:
 
 def drops(heat: OcclusionMap) -> np.ndarray[Any, np.dtype[np.float32]]:
     """By how much each window lowers the outcome, (rows, columns)."""
-    scores = heat.scores.double().reshape(heat.scores.shape[-2:])
-    return (heat.reference.double().reshape(()) - scores).float().cpu().numpy()
+    return heat.drop.reshape(heat.scores.shape[-2:]).float().cpu().numpy()
 
 
 def row_of(image: str, heat: OcclusionMap, label: str) -> Row:

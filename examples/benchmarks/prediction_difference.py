@@ -68,7 +68,7 @@ def draw(
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.9), layout="constrained")
     axes[0].imshow(picture)
     axes[0].set_title(f"class {int(heat.target)}, probability {float(heat.reference[0]):.2f}")
-    drop = (heat.reference[0] - heat.scores[0]).abs().numpy()
+    drop = heat.drop[0].abs().numpy()
     spread = heat.spread[0].numpy()  # type: ignore[index]
     limit = float(evidence.abs().max())
     maps = {
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [occlusion.heatmap(x, baselines=other[None], **windows).scores[0] for other in others]
     )
 
-    drop = heat.reference[0] - heat.scores[0]
+    drop = heat.drop[0]
     evidence = log2_odds(heat.reference[0]) - log2_odds(heat.scores[0])
     error = heat.spread[0] / (len(others) - 1) ** 0.5  # type: ignore[index]
     doubtful = drop.abs() < 2 * error

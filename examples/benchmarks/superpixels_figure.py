@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     }
     for name, (mask, heat) in maps.items():
-        drop = heat.reference[0] - heat.scores[0]
+        drop = heat.drop[0]
         numbers = mask.unique()
         most = drop.argsort(descending=True)[:3].tolist()
         found = ", ".join(f"{int(numbers[n])} ({float(drop[n]):+.3f})" for n in most)

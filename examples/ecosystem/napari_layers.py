@@ -24,7 +24,7 @@ def explained():
 
 def add_layers(viewer, scan, heat):
     """The scan, and over it the map: a voxel a window, at the window's middle."""
-    drop = (heat.reference[0] - heat.scores[0]).numpy()
+    drop = heat.drop[0].numpy()
     limit = abs(drop).max()
     viewer.add_image(scan.numpy(), name="scan", scale=SPACING, colormap="gray")
     viewer.add_image(

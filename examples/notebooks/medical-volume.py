@@ -113,7 +113,7 @@ heat.plot(ill, label="blobs", alpha=0.6)
 # to millimetres.
 
 # %%
-drop = (heat.reference[0] - heat.scores[0]).numpy()
+drop = heat.drop[0].numpy()
 affine = image.affine @ heat.grid_affine()
 peak = np.unravel_index(drop.argmax(), drop.shape)
 print("largest drop at", apply_affine(affine, peak).round(), "mm")

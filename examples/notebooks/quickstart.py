@@ -122,7 +122,7 @@ for heat in occlusion.growing(x, sliding_window_shapes=(3, 32, 32), strides=(3, 
 # %%
 figure, panels = plt.subplots(1, 4, figsize=(9, 2.5), layout="constrained")
 for panel, heat in zip(panels, (*maps[:3], maps[-1]), strict=True):
-    drop = heat.reference[0] - heat.scores[0]
+    drop = heat.drop[0]
     panel.imshow(drop, cmap="RdBu_r", vmin=-0.25, vmax=0.25)
     panel.set_title(f"{heat.report.windows_evaluated} of {heat.report.windows} windows")
     panel.set_axis_off()

@@ -60,7 +60,7 @@ heat.plot(picture, label="espresso", unit="probability")
 # `scores` has one outcome a segment, in the order of their numbers. The three that cost most:
 
 # %%
-drop = heat.reference[0] - heat.scores[0]
+drop = heat.drop[0]
 numbers = segments.unique()
 for place in drop.argsort(descending=True)[:3].tolist():
     pixels = int((segments == numbers[place]).sum())
@@ -99,6 +99,6 @@ groups += [torch.randperm(len(drop), generator=generator)[:3] for _ in range(20)
 unions = torch.stack([torch.isin(segments, numbers[group]) for group in groups])
 
 together = KryptonOcclusion(model).heatmap(x, baselines=fills.blur(sigma=8), windows=unions)
-loss = together.reference[0] - together.scores[0]
+loss = together.drop[0]
 beaten = int((loss[0] > loss[1:]).sum())
 print(f"the first three cost {float(loss[0]):.3f}, more than {beaten} of 20 threes at random")

@@ -103,3 +103,20 @@ def test_the_affine_of_the_grid_is_the_extent_of_a_picture(window: int, stride: 
     corners = heat.grid_affine() @ [[-0.5, rows - 0.5], [-0.5, columns - 0.5], [1, 1]]
     # A picture's first pixel reaches from 0 to 1, a cell's middle is its number.
     assert (corners[:-1] + 0.5).tolist() == [[top, bottom], [left, right]]
+
+
+@pytest.mark.parametrize("target", [1, None], ids=["one output", "every output"])
+@torch.no_grad()
+def test_the_drop_of_every_window(target: int | None) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
+    image = torch.rand(2, 3, 4, 4)
+    heat = KryptonOcclusion(network).heatmap(image, (3, 2, 2), strides=(3, 2, 2), target=target)
+    assert heat.drop.shape == heat.scores.shape
+    outputs = range(3) if target is None else (target,)
+    for example in range(2):
+        for output in outputs:
+            covered = image[example : example + 1].clone()
+            covered[..., 2:, :2] = 0  # the window in the second row, the first column
+            fall = network(image)[example, output] - network(covered)[0, output]
+            place = (example, output, 1, 0) if target is None else (example, 1, 0)
+            assert float(heat.drop[place]) == pytest.approx(float(fall), abs=1e-5)
