@@ -142,10 +142,13 @@ class OcclusionMap:
     def drop(self) -> Tensor:
         """By how much each window lowers the outcome: `reference - scores`, as `scores` in shape.
 
-        Positive where the network relies on what the window covers.
+        Positive where the network relies on what the window covers. float32, or float64 for scores
+        of that type: bytes would wrap around, and 16 bits lose digits.
         """
         windows = self.scores.dim() - self.reference.dim()
-        return self.reference.reshape(*self.reference.shape, *[1] * windows) - self.scores
+        reference = self.reference.reshape(*self.reference.shape, *[1] * windows)
+        kind = torch.promote_types(self.scores.dtype, torch.float32)
+        return (reference.double() - self.scores.double()).to(kind)
 
     def attribution(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Captum's attribution of this map.

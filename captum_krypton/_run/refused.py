@@ -20,7 +20,7 @@ def check_refused(forward: Callable[..., Any], call: Call, error: Exception) -> 
     """Says what to change where a forward function fails on inputs that lack a usual form.
 
     Of inputs that could be put in another form (`_forms`) the untouched ones are run once more. If
-    they fail, their other forms are run too.
+    they fail, their other forms are run too, up to one that does not.
 
     Args:
         forward: the forward function.
@@ -39,13 +39,14 @@ def check_refused(forward: Callable[..., Any], call: Call, error: Exception) -> 
         failure = _failure(forward, call, tensor)
         if failure is None:
             return
-        taken = [words for words, form in forms if _failure(forward, call, form) is None]
-    if taken:
+        takes = (words for words, form in forms if _failure(forward, call, form) is None)
+        taken = next(takes, None)
+    if taken is not None:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise ArgumentError(
             f"inputs of shape {tuple(tensor.shape)} and {kind} make forward_func fail with "
-            f"{type(failure).__name__} ({failure}); it takes {taken[0]}"
-        ) from error
+            f"{type(failure).__name__} ({failure}); it takes {taken}"
+        ) from failure
 
 
 def _failure(forward: Callable[..., Any], call: Call, tensor: Tensor) -> Exception | None:
@@ -58,7 +59,7 @@ def _failure(forward: Callable[..., Any], call: Call, tensor: Tensor) -> Excepti
 
 
 def _floating(forward: Callable[..., Any]) -> torch.dtype | None:
-    """The precision of a model; None of one that has none, or of another function."""
+    """The precision of a model, None where it has none; float32 for another function."""
     if not isinstance(forward, torch.nn.Module):
         return torch.float32
     return next((p.dtype for p in forward.parameters() if p.is_floating_point()), None)

@@ -120,3 +120,22 @@ def test_the_drop_of_every_window(target: int | None) -> None:
             fall = network(image)[example, output] - network(covered)[0, output]
             place = (example, output, 1, 0) if target is None else (example, 1, 0)
             assert float(heat.drop[place]) == pytest.approx(float(fall), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::captum_krypton.KryptonFallbackWarning")
+@pytest.mark.parametrize(
+    "kind", [torch.uint8, torch.bool, torch.int64, torch.bfloat16, torch.float16, torch.float64]
+)
+@torch.no_grad()
+def test_the_drop_of_every_type_of_outcome(kind: torch.dtype) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
+
+    def outcome(x: Tensor) -> Tensor:
+        return (20 * network(x)).abs().to(kind)
+
+    image = torch.rand(1, 3, 4, 4)
+    heat = KryptonOcclusion(outcome).heatmap(image, (3, 2, 2), strides=(3, 2, 2), target=0)
+    exact = heat.reference.double()[:, None, None] - heat.scores.double()
+    assert heat.drop.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+    torch.testing.assert_close(heat.drop.double(), exact, rtol=1e-6, atol=0)
+    assert "largest drop" in repr(heat)
