@@ -447,31 +447,29 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             torch_version(),
         )
 
-    def _maps(self, calls: list[Call], show_progress: bool | None) -> tuple[OcclusionMap, ...]:
+    def _maps(self, calls: list[Call], show: bool | None) -> tuple[OcclusionMap, ...]:
         """The map of each input, averaged over calls that differ in their baselines."""
-        return averaged_maps(self._engine, self._warn, calls, show_progress, self.approximation)
+        return averaged_maps(self._engine, self._warn, calls, show, self.approximation)
 
-    def _attributions(self, calls: list[Call], show_progress: bool | None) -> tuple[Tensor, ...]:
+    def _attributions(self, calls: list[Call], show: bool | None) -> tuple[Tensor, ...]:
         """The attributions of each input, averaged over calls that differ in their baselines."""
         try:
-            maps = self._engine.samples(calls, show_progress, self.approximation)
+            maps = self._engine.samples(calls, show, self.approximation)
             sampled = [tuple(heat.attribution() for heat in made) for made in maps]
         except Fallback as fallback:
             self._warn(fallback)
-            sampled = [self._fallen_back(call, fallback, show_progress) for call in calls]
+            sampled = [self._fallen_back(call, fallback, show) for call in calls]
         return tuple(map(mean_of, zip(*sampled, strict=True)))
 
-    def _fallen_back(
-        self, call: Call, fallback: Fallback, show_progress: bool | None
-    ) -> tuple[Tensor, ...]:
+    def _fallen_back(self, call: Call, fallback: Fallback, show: bool | None) -> tuple[Tensor, ...]:
         """The attributions of each input by the forward function itself."""
         if any(call.own_mean):  # Captum has no such baseline
-            maps = naive_maps(self.forward_func, call, str(fallback), show_progress)
+            maps = naive_maps(self.forward_func, call, str(fallback), show)
             return tuple(heat.attribution() for heat in maps)
-        made = self._captum(call, show_progress)
+        made = self._captum(call, show)
         return made if call.is_tuple else (made,)
 
-    def _captum(self, call: Call, show_progress: bool | None) -> Any:
+    def _captum(self, call: Call, show: bool | None) -> Any:
         """Captum's own path, for what the engine cannot do."""
         target = self._engine.resolved_target(call)
         grids = [grid for grid in call.grids if isinstance(grid, WindowGrid)]
@@ -484,7 +482,7 @@ class KryptonOcclusion(Occlusion):  # type: ignore[misc]
             target=target,
             additional_forward_args=call.extra or None,
             perturbations_per_eval=call.perturbations or 1,
-            show_progress=bool(show_progress),
+            show_progress=bool(show),
         )
 
 
