@@ -1,4 +1,4 @@
-"""CapturedModel code runs eagerly while a forward function is looked at: its operators are seen.
+"""Compiled code runs eagerly while a forward function is looked at: its operators are seen.
 
 So does TorchScript, which runs other operators while it optimises.
 """
@@ -6,31 +6,38 @@ So does TorchScript, which runs other operators while it optimises.
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 from contextlib import ExitStack
 
 import torch
 
-__all__ = ["eagerly"]
+__all__ = ["COMPILER", "eagerly"]
+
+
+COMPILER = "torch._dynamo"
 
 
 class _Eager:
     """A context within which, in any thread, no compiled code runs.
 
     The stance is the process's. Threads that each set and restored it would leave it as whoever
-    came last had found it.
+    came last had found it. Where nobody has imported the compiler, nothing is compiled, and it is
+    not imported either, which takes seconds: under a dispatch mode it leaves what it meets alone.
     """
 
     def __init__(self) -> None:
-        self._lock, self._within = threading.Lock(), 0
+        self._lock, self._within, self.holds = threading.Lock(), 0, False
         self._stance = ExitStack()
         self._script = threading.local()  # how TorchScript ran before, by thread
 
     def __enter__(self) -> None:
-        _import_whole("torch._dynamo")
+        if COMPILER in sys.modules:
+            _import_whole(COMPILER)
         with self._lock:
-            if self._within == 0:
+            if not self.holds and COMPILER in _imported:
                 self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+                self.holds = True
             self._within += 1
         before = torch._C._get_graph_executor_optimize()
         self._script.before = [*getattr(self._script, "before", ()), before]
@@ -42,6 +49,7 @@ class _Eager:
             self._within -= 1
             if self._within == 0:
                 self._stance.close()
+                self.holds = False
 
 
 def _import_whole(name: str) -> None:

@@ -47,7 +47,7 @@ def fingerprints(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Any, ...]]:
         kind = [tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device]
         found.append([*kind, tensor.data_ptr()])
         memory = _bytes(tensor)
-        if tensor.device.type == "cpu":
+        if on_host(tensor):
             found[-1].append(xxhash.xxh3_128_intdigest(memory.numpy().data))
             continue
         if memory.numel() <= _SMALL:  # a model has many, and each launches kernels
@@ -63,6 +63,11 @@ def fingerprints(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Any, ...]]:
             if entry[3] == device:
                 entry.append(together)
     yield from map(tuple, found)
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether the host can read the tensor where it lies."""
+    return tensor.device.type == "cpu"
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -104,6 +104,10 @@ class Node:
     kwargs: dict[str, Any]
     outputs: tuple[ValueId, ...]
     several: bool = False
+    # What `operands` found, and the arguments that it looked at: a plan asks thousands of times.
+    _read: tuple[Any, Any, tuple[ValueId, ...]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @property
     def name(self) -> str:
@@ -119,14 +123,18 @@ class Node:
 
     def operands(self) -> list[ValueId]:
         """The values read, in argument order, repeats included."""
-        found: list[ValueId] = []
-        map_arguments((self.args, self.kwargs), lambda value: found.append(value.id))
-        return found
+        read = self._read
+        if read is None or read[0] is not self.args or read[1] is not self.kwargs:
+            found: list[ValueId] = []
+            _find_values(self.args, found)
+            _find_values(tuple(self.kwargs.values()), found)
+            self._read = read = self.args, self.kwargs, tuple(found)
+        return list(read[2])
 
     @property
     def grows(self) -> bool:
         """Whether an argument grows with the batch."""
-        return any(isinstance(a, BatchInt) for a in walk((self.args, self.kwargs)))
+        return grows((self.args, self.kwargs))
 
     def bound(self) -> dict[str, Any]:
         """Arguments by the names of the operator's schema, defaults filled in."""
@@ -173,6 +181,10 @@ class Graph:
     dtypes: dict[ValueId, torch.dtype]
     constants: dict[ValueId, Tensor]
     _next: int = field(default=0)
+    # By value: the shape, the batch size and the numbers that `size` made of them last.
+    _sizes: dict[ValueId, tuple[Any, int, tuple[int, ...]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def digest(self) -> str:
         """A digest of operators, shapes and constants: of equal graphs it is equal."""
@@ -212,7 +224,11 @@ class Graph:
 
     def size(self, value: ValueId, batch: int) -> tuple[int, ...]:
         """The value's shape for a batch of `batch` rows."""
-        return tuple(s.at(batch) if isinstance(s, BatchInt) else s for s in self.shapes[value])
+        shape, known = self.shapes[value], self._sizes.get(value)
+        if known is None or known[0] is not shape or known[1] != batch:
+            size = tuple(s.at(batch) if isinstance(s, BatchInt) else s for s in shape)
+            known = self._sizes[value] = shape, batch, size
+        return known[2]
 
     def dead_code_eliminated(self) -> Graph:
         """The graph without operators and constants that the output does not need."""
@@ -250,6 +266,27 @@ def resolve(arguments: Any, tensors: Callable[[ValueId], Tensor], batch: int) ->
     if isinstance(arguments, dict):
         return {k: resolve(v, tensors, batch) for k, v in arguments.items()}
     return arguments
+
+
+def _find_values(arguments: tuple[Any, ...] | list[Any], found: list[ValueId]) -> None:
+    """Adds the values in nested tuples and lists, as `walk` finds them: a plain loop is faster."""
+    for argument in arguments:
+        kind = type(argument)
+        if kind is Value:
+            found.append(argument.id)
+        elif kind is tuple or kind is list:
+            _find_values(argument, found)
+        elif isinstance(argument, (tuple, list, dict)):
+            found.extend(a.id for a in walk(argument) if isinstance(a, Value))
+
+
+def grows(arguments: Any) -> bool:
+    """Whether one of nested arguments grows with the batch."""
+    if isinstance(arguments, (tuple, list)):
+        return any(grows(a) for a in arguments if type(a) is not Value)
+    if isinstance(arguments, dict):
+        return any(grows(a) for a in arguments.values())
+    return isinstance(arguments, BatchInt)
 
 
 def walk(arguments: Any) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .graph import BatchInt, Graph, Node, Value, ValueId, walk
+from .graph import BatchInt, Graph, Node, Value, ValueId, grows
 from .recorder import NotCapturable, Recording, trains
 
 __all__ = ["pair", "refuse_mixing"]
@@ -87,8 +87,7 @@ def pair(few: Recording, many: Recording, rows: tuple[int, int]) -> Graph:
 def _refuse_numbers(node: Node, args: tuple[Any, ...]) -> None:
     """Refuses a number that grows with the batch where it is not a size, such as a factor."""
     for argument, declared in zip(args, node.op._schema.arguments, strict=False):  # type: ignore[attr-defined]
-        grows = any(isinstance(a, BatchInt) for a in walk(argument))
-        if grows and "int" not in str(declared.type).lower():
+        if grows(argument) and "int" not in str(declared.type).lower():
             raise NotCapturable(f"the forward computes with the batch size ({node.op})")
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .doors import Doors
 from .graph import Node, Value, ValueId, walk
+from .mode import Mode, collecting_later, traits
 
-__all__ = ["NotCapturable", "Recorder", "Recording", "is_composite", "trains"]
+__all__ = ["NotCapturable", "Recorder", "Recording", "trains"]
 
 aten = torch.ops.aten
 
@@ -83,10 +83,11 @@ _SPLITS = {
         "unsafe_chunk",
     )
 }
+_RESHAPES = {aten.as_strided_.default, aten.set_.source_Tensor, aten.resize_.default}
 _SAME_TENSOR = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Mode):
     """A dispatch mode that writes down every operator it sees.
 
     It holds none of the tensors that the call makes: they are freed when the call frees them.
@@ -96,7 +97,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, inputs: tuple[Tensor, ...]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.nodes: list[Node] = []
         self.shapes: dict[ValueId, tuple[int, ...]] = {}
         self.dtypes: dict[ValueId, torch.dtype] = {}
@@ -124,7 +125,7 @@ class Recorder(TorchDispatchMode):
             NotCapturable: where the call cannot be written as a graph.
         """
         doors = Doors(self._leaves_torch, profile=profile)
-        with torch.inference_mode(False), torch.no_grad(), doors, self:
+        with torch.inference_mode(False), torch.no_grad(), collecting_later(), doors, self:
             result = function(*arguments)
         if not isinstance(result, Tensor):
             raise NotCapturable(f"the forward returns {type(result).__name__}, not a tensor")
@@ -148,49 +149,44 @@ class Recorder(TorchDispatchMode):
         if tensor is None or self._value(tensor) in self._varying:
             raise NotCapturable(f"the forward takes values out of a tensor ({door})")
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():  # what is done here is not the forward's
-            if func.namespace == "profiler":
-                return func(*args, **kwargs)
-            if is_composite(func):  # seen here for tensors made in inference mode only
-                with self:
-                    return func.decompose(*args, **kwargs)
-            func, args = _deterministic(func, args, kwargs)
-            _refuse_before(func, args, kwargs)
-            read = self._to_values((args, kwargs))
-            self._refuse_reading(func, read)
-            result = func(*args, **kwargs)
-            written = _written(func, args, kwargs)
-            if func in (aten.as_strided_.default, aten.set_.source_Tensor, aten.resize_.default):
-                if func is aten.as_strided_.default and tuple(args[1]) == tuple(args[0].shape):
-                    return result  # only the strides of dimensions of size one change
-                raise NotCapturable(f"{func} changes the shape of a tensor in place")
-            if torch.Tag.inplace_view in func.tags:
-                self._record_turn(func, read, args)
-            elif written:
-                self._record_mutation(func, read, written, args)
-            else:
-                self._record_call(func, read, result, args)
-            return result
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func.namespace == "profiler":
+            return func(*args, **kwargs)
+        known = traits(func)
+        if known.composite:  # seen here for tensors made in inference mode only
+            with self:
+                return func.decompose(*args, **kwargs)
+        func, args = _deterministic(func, args, kwargs)
+        _refuse_before(func, args, kwargs)
+        read = self._to_values((args, kwargs))
+        self._refuse_reading(func, read)
+        result = func(*args, **kwargs)
+        written = _written(func, args, kwargs)
+        if func in _RESHAPES:
+            if func is aten.as_strided_.default and tuple(args[1]) == tuple(args[0].shape):
+                return result  # only the strides of dimensions of size one change
+            raise NotCapturable(f"{func} changes the shape of a tensor in place")
+        if known.turns:
+            self._record_turn(func, read, args)
+        elif written:
+            self._record_mutation(func, read, written, args)
+        else:
+            self._record_call(func, read, result, args)
+        return result
 
     def _refuse_reading(self, func: Any, read: Any) -> None:
         """Refuses what brings a value that depends on the inputs out of its tensor.
 
         The size of a tensor counts as well, whether or not anything reads the tensor.
         """
+        known = traits(func)
+        if not known.reads_data and not known.shape_by_data:
+            return
         if self._varying.isdisjoint(a.id for a in walk(read) if isinstance(a, Value)):
             return
-        if torch.Tag.data_dependent_output in func.tags:
+        if known.reads_data:
             raise NotCapturable(f"the forward reads a value out of a tensor ({func})")
-        chosen = torch.Tag.dynamic_output_shape in func.tags
-        if chosen and not self._indexes_by_integers(func, read):
+        if not self._indexes_by_integers(func, read):
             raise NotCapturable(f"a shape in the forward depends on the data ({func})")
 
     def _indexes_by_integers(self, func: Any, read: Any) -> bool:
@@ -388,7 +384,7 @@ class Recorder(TorchDispatchMode):
         if isinstance(arguments, Tensor):
             return Value(self._value(arguments))
         if isinstance(arguments, (tuple, list)):
-            return type(arguments)(self._to_values(a) for a in arguments)
+            return type(arguments)([self._to_values(a) for a in arguments])
         if isinstance(arguments, dict):
             return {k: self._to_values(v) for k, v in arguments.items()}
         return arguments
@@ -409,14 +405,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    written = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[position] if position < len(args) else kwargs.get(argument.name)
-        if isinstance(value, Tensor) and not _is_batch_norm(func):
-            written.append(value)
-    return written
+    known = traits(func)
+    if known.is_batch_norm or not known.written:
+        return []
+    places = known.written
+    values = (args[i] if i < len(args) else kwargs.get(name) for i, name in places)
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _functional(func: Any) -> Any:
@@ -433,12 +427,15 @@ def _functional(func: Any) -> Any:
     return twin
 
 
+_WITHOUT_NOISE = {
+    aten.rrelu_with_noise.default: aten.leaky_relu.default,
+    aten.rrelu_with_noise_.default: aten.leaky_relu_.default,
+}
+
+
 def _deterministic(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """A leaky ReLU for a randomised one in evaluation mode: its slope is the mean of the bounds."""
-    plain = {
-        aten.rrelu_with_noise.default: aten.leaky_relu.default,
-        aten.rrelu_with_noise_.default: aten.leaky_relu_.default,
-    }.get(func)
+    plain = _WITHOUT_NOISE.get(func)
     if plain is None:
         return func, args
     named = Node(func, args, kwargs, ()).bound()
@@ -448,21 +445,11 @@ def _deterministic(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return plain, (args[0], (named["lower"] + named["upper"]) / 2)
 
 
-def is_composite(func: Any) -> bool:
-    """Whether an operator is defined by other operators, which are the ones to record."""
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return bool(has(func.name(), "CompositeImplicitAutograd"))
-
-
-def _is_batch_norm(func: Any) -> bool:
-    return "batch_norm" in func._schema.name
-
-
 def _refuse_before(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Stops before an operator runs that would change the user's state or draw numbers."""
-    if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
+    if traits(func).draws and not _draws_nothing(func, args, kwargs):
         raise NotCapturable(f"the forward draws random numbers ({func})")
-    if _is_batch_norm(func):
+    if traits(func).is_batch_norm:
         node = Node(func, args, kwargs, ())
         named = node.bound()
         if trains(named) and named.get("running_mean") is not None:

@@ -69,8 +69,9 @@ def _replace(graph: Graph, old: ValueId, new: ValueId) -> None:
         return Value(new) if value.id == old else value
 
     for node in graph.nodes:
-        node.args = map_arguments(node.args, swap)
-        node.kwargs = map_arguments(node.kwargs, swap)
+        if old in node.operands():
+            node.args = map_arguments(node.args, swap)
+            node.kwargs = map_arguments(node.kwargs, swap)
     if graph.output == old:
         graph.output = new
 
@@ -194,10 +195,10 @@ def _select_early(graph: Graph) -> None:
     A selection that is all that reads the output of a point operator, a layer norm or a linear
     layer moves to its operands, as far as it goes.
     """
-    position = len(graph.nodes) - 1
+    position, users = len(graph.nodes) - 1, graph.users()
     while position >= 0:
         node = graph.nodes[position]
-        readers = graph.users().get(node.outputs[0], [])
+        readers = users.get(node.outputs[0], [])
         selection = _only_selection(readers)
         if selection is None or graph.output == node.outputs[0] or len(node.results) > 1:
             position -= 1
@@ -210,7 +211,7 @@ def _select_early(graph: Graph) -> None:
             _replace(graph, reader.outputs[0], narrow[-1].outputs[0])
         graph.nodes[position : position + 1] = narrow
         graph.nodes[:] = [n for n in graph.nodes if not any(n is reader for reader in readers)]
-        position = len(graph.nodes) - 1  # selections of one value may have met
+        position, users = len(graph.nodes) - 1, graph.users()  # selections may have met
 
 
 def _only_selection(readers: list[Node]) -> tuple[int, int] | None:

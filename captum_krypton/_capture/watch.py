@@ -8,21 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._kernels import convolve
 from .doors import Doors
 from .eager import eagerly
 from .fingerprint import fingerprint
 from .graph import walk
-from .recorder import is_composite
+from .mode import Mode, collecting_later, traits
 
 __all__ = ["watched"]
 
 _PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, type(None))
 
 
-class Watch(TorchDispatchMode):
+class Watch(Mode):
     """Notes which operators a call runs, and on what, holding none of its tensors.
 
     Two calls with the same notes compute the same function: every tensor is noted by where it comes
@@ -35,7 +34,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, arguments: tuple[Tensor, ...], leaves: tuple[Tensor, ...]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.notes: list[Any] = []
         # With a reference, since ids are used again.
         self._names: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
@@ -53,28 +52,20 @@ class Watch(TorchDispatchMode):
         """Notes what the call returned."""
         self.notes.append([self._note(part) for part in walk(result)])
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():
-            if func.namespace == "profiler":
-                return func(*args, **kwargs)
-            if is_composite(func):
-                with self:
-                    return func.decompose(*args, **kwargs)
-            noted = [str(func), *map(self._note, walk((args, kwargs)))]
-            result = _run(func, args, kwargs)
-            for part in walk(result):
-                if isinstance(part, Tensor) and not any(part is a for a in walk(args)):
-                    self._name(part, self._made)
-                self._made += 1
-            self.notes.append(tuple(noted))
-            return result
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func.namespace == "profiler":
+            return func(*args, **kwargs)
+        if traits(func).composite:
+            with self:
+                return func.decompose(*args, **kwargs)
+        noted = [func, *map(self._note, walk((args, kwargs) if kwargs else args))]
+        result = _run(func, args, kwargs)
+        for part in (result,) if isinstance(result, Tensor) else walk(result):
+            if isinstance(part, Tensor) and not any(part is a for a in walk(args)):
+                self._name(part, self._made)
+            self._made += 1
+        self.notes.append(tuple(noted))
+        return result
 
     def _name(self, tensor: Tensor, name: Any) -> None:
         self._names[id(tensor)] = weakref.ref(tensor), name
@@ -86,8 +77,10 @@ class Watch(TorchDispatchMode):
     def _note(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
             name = self._known(argument)
-            kind = (tuple(argument.shape), argument.dtype)
-            return (*kind, fingerprint(argument) if name is None else name)
+            content = fingerprint(argument) if name is None else name
+            return argument.shape, argument.dtype, content
+        if type(argument) is int or argument is None:
+            return argument
         if isinstance(argument, _PLAIN):
             return repr(argument)  # tells 0 from False, 0.0 from -0.0, and NaN is NaN
         if isinstance(argument, (torch.memory_format, torch.Generator)):
@@ -129,7 +122,8 @@ def watched(
         What it returned, and notes of what it did; they are equal where it did the same.
     """
     watch = Watch(tuple(a for a in arguments if isinstance(a, Tensor)), leaves)
-    with eagerly, torch.no_grad(), Doors(watch.left, profile=False), watch:
+    doors = Doors(watch.left, profile=False)
+    with eagerly, torch.no_grad(), collecting_later(), doors, watch:
         result = forward(*arguments)
     watch.result(result)
     return result, watch.notes

@@ -63,8 +63,8 @@ class _Convolution(WindowRule):
         """CapturedModel kernels where there are, by Winograd's algorithm where that costs less."""
         if not self.can_have_kernel(means):
             return self._by_torch(boxes, means.rates)
-        cells = [box.cells for box in boxes if box is not None]
-        macs = self._macs(math.prod(float(n.mean()) for n in cells))
+        present = [box for box in boxes if box is not None]
+        macs = self._macs(math.prod(box.mean_cells for box in present))
         if self._depthwise:
             return Algorithm.DEPTHWISE, macs * means.rates.depthwise
         out_channels, channels = self.view.shape(self.weight)[:2]
@@ -75,7 +75,7 @@ class _Convolution(WindowRule):
         elif means.winograd and allows_winograd(
             self.view.shape(self.weight), self.stride, self.dilation
         ):
-            found.append(self._by_winograd(cells, means.rates))
+            found.append(self._by_winograd([box.cells for box in present], means.rates))
         return min(found, key=lambda pair: pair[1])
 
     def _macs(self, outputs: float) -> float:

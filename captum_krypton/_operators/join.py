@@ -54,7 +54,7 @@ class _Joining(PatchRule):
     def algorithm(self, boxes: Boxes, means: Means) -> tuple[Algorithm, float | None]:
         if not (means.cpu_kernels and self._for_kernels):
             return super().algorithm(boxes, means)
-        cells = math.prod(float(box.cells.mean()) for box in boxes if box is not None)
+        cells = math.prod(box.mean_cells for box in boxes if box is not None)
         channels = self.view.shape(self.outputs[0])[1]
         return Algorithm.JOINING, cells * channels * means.rates.element
 

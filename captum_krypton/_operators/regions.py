@@ -12,6 +12,7 @@ cells that are read, as Eq. 22-25 have it for a patch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ __all__ = [
     "window_demand",
     "window_reach",
     "window_read",
+    "window_span",
 ]
 
 Integers = npt.NDArray[np.int64]
@@ -89,7 +91,7 @@ class Reach:
         inside: Mask = (cells >= self.start[:, None]) & (cells < self.stop[:, None])
         return inside
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """The size of a patch that holds any of the intervals, at least 1."""
         return max(1, int((self.stop - self.start).max(initial=1)))
@@ -112,16 +114,21 @@ class Box:
 
     def same_as(self, other: Box) -> bool:
         """Whether both describe the same cells."""
-        return (
+        return self is other or (
             self.size == other.size
             and np.array_equal(self.offset, other.offset)
             and np.array_equal(self.cells, other.cells)
         )
 
-    @property
+    @cached_property
     def cells(self) -> Integers:
         """How many cells of each patch count."""
         return np.full_like(self.offset, self.size) if self.extent is None else self.extent
+
+    @cached_property
+    def mean_cells(self) -> float:
+        """The mean of `cells`."""
+        return float(self.size) if self.extent is None else float(self.extent.mean())
 
     def is_whole(self, size: int) -> bool:
         """Whether every patch is the whole volume."""
@@ -197,8 +204,12 @@ def hull(a: Interval, b: Interval) -> Interval:
 
 def window_read(box: Box, *, kernel: int, stride: int, padding: int, dilation: int) -> Box:
     """Input block that the outputs in `box` read (Eq. 22-25); it may stick out into the padding."""
-    span = (kernel - 1) * dilation
-    return Box(box.offset * stride - padding, (box.size - 1) * stride + span + 1)
+    return Box(box.offset * stride - padding, window_span(box.size, kernel, stride, dilation))
+
+
+def window_span(size: int, kernel: int, stride: int, dilation: int) -> int:
+    """How many cells the input block of `size` neighbouring outputs has (Eq. 24-25)."""
+    return (size - 1) * stride + (kernel - 1) * dilation + 1
 
 
 def shift(reach: Reach, by: int, size: int) -> Reach:

@@ -88,7 +88,7 @@ class _TransposedRule(Rule):
         groups = self.named["groups"]
         weights = math.prod(self.view.shape(self.weight))
         if means.cpu_kernels and self.ragged:
-            cells = math.prod(float(box.cells.mean()) for box in boxes if box is not None)
+            cells = math.prod(box.mean_cells for box in boxes if box is not None)
             macs = cells * weights / math.prod(self.named["stride"])  # a tap is of one phase
             if groups == channels > 1 and out_channels == 1:
                 return Algorithm.DEPTHWISE, macs * means.rates.depthwise

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._capture import Node, ValueId
 from .._kernels import PATCH_TYPES, pool_patches
-from .regions import Box, Interval, Reach, window_demand, window_reach, window_read
+from .regions import Box, Interval, Reach, window_demand, window_reach, window_read, window_span
 from .rule import Algorithm, Boxes, Frame, Group, Kind, Means, Rule, Step, View, along
 
 __all__ = ["WindowRule", "average_pooling", "carries_axes", "max_pooling", "unshuffle"]
@@ -77,7 +77,12 @@ class WindowRule(Rule):
 
     def read_size(self, boxes: Boxes) -> tuple[int, ...]:
         """Eq. 24-25."""
-        return tuple(box.size for box in self.reads(boxes) if box is not None)
+        return tuple(
+            window_span(box.size, self.kernel[i], self.stride[i], self.dilation[i])
+            for box, dim in zip(boxes, self.dims, strict=True)
+            if box is not None and dim is not None
+            for i in (dim - self.lead,)
+        )
 
     def can_have_kernel(self, means: Means) -> bool:
         """Whether a compiled kernel can read this operator's input where it lies."""
@@ -133,7 +138,7 @@ class _Pooling(WindowRule):
         if not self.can_have_kernel(means):
             size = math.prod(self.read_size(boxes)) * channels
             return Algorithm.TORCH, 2 * size * means.rates.element
-        outputs = math.prod(float(box.cells.mean()) for box in boxes if box is not None)
+        outputs = math.prod(box.mean_cells for box in boxes if box is not None)
         numbers = outputs * channels * math.prod(self.kernel)
         return Algorithm.POOLING, numbers * means.rates.pooling
 

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._capture import Node, ValueId
+from .._capture import ValueId
 from .._operators import Algorithm, Boxes, PatchRule, Positions, Rule, numbers, same_boxes
-from .analysis import Analysis
-from .cost import NodeCost, is_shared
-from .workload import Workload
+from .workload import Operator, Workload
 
 __all__ = ["GroupPlan", "plan_group"]
 
@@ -68,7 +66,7 @@ class _Planner:
 
     def __init__(self, work: Workload, segments: tuple[Positions, ...], paired: bool) -> None:
         self.work, self.segments, self.paired = work, segments, paired
-        self.analysis, self.graph, self.rates = work.analysis, work.analysis.graph, work.means.rates
+        self.analysis, self.rates = work.analysis, work.means.rates
         occluded = self.analysis.occluded
         self.boxes: dict[ValueId, Boxes] = {occluded: work.boxes(occluded, segments)}
         self.algorithms: dict[ValueId, Algorithm] = {}
@@ -79,15 +77,16 @@ class _Planner:
 
     def planned(self, batch_size: Callable[[int], int], element_bytes: int) -> GroupPlan:
         """The plan of the group."""
-        for node, rule, cost in self.work.operators():
+        for operator in self.work.operators:
+            rule = operator.rule
             if rule is not None and not rule.on_volumes(self.boxes):
-                self._on_patches(node, rule, cost)
-            elif is_shared(self.analysis, node):
+                self._on_patches(operator, rule)
+            elif operator.shared:
                 self.seconds.append(0.0)
                 self.macs.append(0.0)
             else:
-                self._on_volumes(node, rule, cost)
-        elements = _most_elements(self.analysis, self.boxes, self.algorithms, self.rooms)
+                self._on_volumes(operator)
+        elements = _most_elements(self.work, self.boxes, self.algorithms, self.rooms)
         row_bytes = int(elements * element_bytes)
         lengths = [len(numbers(positions)) for positions in self.segments]
         return GroupPlan(
@@ -102,22 +101,22 @@ class _Planner:
             lengths[0] if self.paired else math.prod(lengths),
         )
 
-    def _local(self, node: Node) -> list[ValueId]:
-        return [v for v in dict.fromkeys(node.operands()) if v in self.boxes]
+    def _local(self, operator: Operator) -> list[ValueId]:
+        return [v for v in operator.reads if v in self.boxes]
 
-    def _on_volumes(self, node: Node, rule: Rule | None, cost: NodeCost) -> None:
-        local = self._local(node)
+    def _on_volumes(self, operator: Operator) -> None:
+        local, rule, cost = self._local(operator), operator.rule, operator.cost
         if rule is not None:
             self.boxes.update((v, self.work.boxes(v, self.segments)) for v in rule.outputs)
             self.algorithms.update(dict.fromkeys(rule.outputs, Algorithm.TORCH))
-        projected = sum(math.prod(self.graph.size(v, 1)) for v in local)
+        projected = sum(self.work.elements[v] for v in local)
         self.seconds.append(cost.seconds + projected * self.rates.element)
         self.macs.append(cost.macs)
-        self.rooms.update(dict.fromkeys(node.results, 1.0))
+        self.rooms.update(dict.fromkeys(operator.makes, 1.0))
         self.call += self.rates.call * (1 + len(local))
 
-    def _on_patches(self, node: Node, rule: Rule, cost: NodeCost) -> None:
-        local, value = self._local(node), rule.outputs[0]
+    def _on_patches(self, operator: Operator, rule: Rule) -> None:
+        value, cost = operator.makes[0], operator.cost
         self._place(rule)
         share, room = self._shares(value)
         algorithm, spent = rule.algorithm(self.boxes[value], self.work.means)
@@ -128,14 +127,14 @@ class _Planner:
             moved = cost.elements * room * self.rates.element
             spent = cost.seconds * room if spent is None else spent + moved
             if all(box is None for box in self.boxes[value]):  # it reads patches, and base there
-                sizes = {v: math.prod(self.graph.size(v, 1)) for v in local}
-                read = sum(size * self.rooms.get(v, 1.0) for v, size in sizes.items())
+                local, elements = self._local(operator), self.work.elements
+                read = sum(elements[v] * self.rooms.get(v, 1.0) for v in local)
                 spent += 2 * read * self.rates.element
         assert spent is not None
         self.seconds.append(spent)
         self.macs.append(cost.macs * share)
-        self.algorithms.update(dict.fromkeys(rule.outputs, algorithm))
-        self.rooms.update(dict.fromkeys(node.results, room))
+        self.algorithms.update(dict.fromkeys(operator.makes, algorithm))
+        self.rooms.update(dict.fromkeys(operator.makes, room))
 
     def _shares(self, value: ValueId) -> tuple[float, float]:
         """How much of a whole volume patches have, by their cells and by their room."""
@@ -143,7 +142,7 @@ class _Planner:
         present = [(b, n) for b, n in zip(self.boxes[value], sizes, strict=True) if b and n]
         room = math.prod(box.size / full for box, full in present)
         if not self.paired:
-            return math.prod(float(box.cells.mean()) / full for box, full in present), room
+            return math.prod(box.mean_cells / full for box, full in present), room
         shares = [box.cells / full for box, full in present]
         return float(np.mean(math.prod(shares))), room
 
@@ -159,7 +158,7 @@ class _Planner:
 
 
 def _most_elements(
-    analysis: Analysis,
+    work: Workload,
     boxes: dict[ValueId, Boxes],
     algorithms: dict[ValueId, Algorithm],
     rooms: dict[ValueId, float],
@@ -167,37 +166,37 @@ def _most_elements(
     """Elements that one window needs at the worst moment.
 
     Args:
-        analysis: kinds, axes and rules.
+        work: what is to be planned.
         boxes: where the patches of each local value lie.
         algorithms: how each local value is computed.
         rooms: the share of the whole volume that each computed value's memory is.
     """
-    graph = analysis.graph
-    last_use = graph.last_uses()
+    elements, last_use, output = work.elements, work.last_uses, work.analysis.graph.output
     live: dict[ValueId, float] = {}
-    most = 0.0
-    for i, (node, rule) in enumerate(zip(graph.nodes, analysis.rules, strict=True)):
-        made = {v: rooms[v] * math.prod(graph.size(v, 1)) for v in node.results if v in rooms}
+    most = held = 0.0
+    for i, operator in enumerate(work.operators):
+        made = {v: rooms[v] * elements[v] for v in operator.makes if v in rooms}
         if not made:
             continue
+        rule, value = operator.rule, operator.makes[0]
         gathered = 0.0
-        for value in dict.fromkeys(node.operands()):
-            if value not in boxes or algorithms.get(node.results[0]) not in (None, Algorithm.TORCH):
-                continue  # kernels read in place
-            full = math.prod(graph.size(value, 1))
-            if rule is None or rule.on_volumes(boxes):
-                gathered += full
-            elif all(box is None for box in boxes[node.results[0]]):
-                gathered += 2 * full * rooms.get(value, 1.0)
-            elif not isinstance(rule, PatchRule) or not same_boxes(
-                boxes[value], boxes[node.results[0]]
-            ):
-                gathered += full * max(rooms.get(value, 1.0), rooms[node.results[0]])
+        if algorithms.get(value) in (None, Algorithm.TORCH):  # kernels read in place
+            for read in operator.reads:
+                if read not in boxes:
+                    continue
+                full = elements[read]
+                if rule is None or rule.on_volumes(boxes):
+                    gathered += full
+                elif all(box is None for box in boxes[value]):
+                    gathered += 2 * full * rooms.get(read, 1.0)
+                elif not isinstance(rule, PatchRule) or not same_boxes(boxes[read], boxes[value]):
+                    gathered += full * max(rooms.get(read, 1.0), rooms[value])
         live.update(made)
-        most = max(most, sum(live.values()) + gathered)
-        for value in (*node.operands(), *made):
-            if last_use.get(value, -1) <= i and value != graph.output:
-                live.pop(value, None)
+        held += sum(made.values())
+        most = max(most, held + gathered)
+        for value in (*operator.reads, *made):
+            if last_use.get(value, -1) <= i and value != output:
+                held -= live.pop(value, 0.0)
     return most
 
 

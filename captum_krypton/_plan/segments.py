@@ -125,7 +125,8 @@ def _in_segments(work: Workload) -> list[tuple[Rule, float]]:
     Those that compute each window's own cells do not count.
     """
     found = []
-    for _, rule, cost in work.operators():
+    for operator in work.operators:
+        rule = operator.rule
         if rule is None:
             continue
         if work.is_ragged(rule):
@@ -133,7 +134,7 @@ def _in_segments(work: Workload) -> list[tuple[Rule, float]]:
             boxes = tuple(None if r is None else exact(r) for r in reaches)
             if rule.algorithm(boxes, work.means)[0] is not Algorithm.TORCH:
                 continue
-        found.append((rule, cost.seconds))
+        found.append((rule, operator.cost.seconds))
     return found
 
 
