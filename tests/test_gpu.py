@@ -21,6 +21,7 @@ from captum_krypton._kernels import (
     Patches,
     fastest_finish,
     gather_patches,
+    hash_tensors,
     plain_finish,
     pool_patches,
     reference,
@@ -209,6 +210,16 @@ def test_finish_of_more_numbers_than_32_bits_count() -> None:
     made = finished(sums, torch.full_like(sums[0], 3), None)
     assert made[[0, -1]].tolist() == [[2.0] * 8, [1.0] * 8]
     assert float(made[:-1].min()) == 2.0
+
+
+def test_hashes() -> None:
+    every = torch.arange(2**22 + 300, dtype=torch.int64).view(torch.uint8)
+    tensors = [every[n : 3 * n * n + 7] for n in range(300)] + [every]
+    expected = hash_tensors(tensors, 7).tolist()
+    assert hash_tensors([tensor.cuda() for tensor in tensors], 7).tolist() == expected
+    card = every.cuda()
+    begun_anywhere = [card[n : 3 * n * n + 7] for n in range(300)]
+    assert hash_tensors(begun_anywhere, 7).tolist() == expected[:-1]
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])

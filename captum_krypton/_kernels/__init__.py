@@ -26,6 +26,7 @@ from .cuda_graph import CudaGraph, GraphPool, alike, capture_stream, graph_setti
 from .finish_block import compiled_finish, fastest_finish, plain_finish
 from .formats import PATCH_TYPES, in_channels_last
 from .gather_patches import gather_patches
+from .hash_tensors import dense_bytes, hash_tensors
 from .join_block import join_block
 from .join_patches import join_patches
 from .loader import BackendInfo, KryptonBackendWarning, backend_info
@@ -54,9 +55,11 @@ __all__ = [
     "convolution_block",
     "convolve",
     "convolve_patches",
+    "dense_bytes",
     "fastest_finish",
     "gather_patches",
     "graph_settings",
+    "hash_tensors",
     "in_channels_last",
     "is_narrow",
     "join_block",

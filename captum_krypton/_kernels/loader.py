@@ -84,7 +84,7 @@ _BINARIES = {
         "captum_krypton_cuda_kernels",
         "cuda/*.cu",
         ("*.h", "cuda/*.h"),
-        ("gather_patches", "pool_patches", "finish_block"),
+        ("gather_patches", "pool_patches", "finish_block", "hash_tensors"),
         "CUDA",
     ),
 }

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from captum_krypton._capture import fingerprint as hashes
 from captum_krypton._capture.fingerprint import fingerprint, fingerprints
+from captum_krypton._kernels import hash_tensors
 
 Hash = Callable[[Tensor], object]
 
 
 def of_gpus(tensor: Tensor) -> object:
     """What stands for the content on a GPU; here it is computed on the CPU."""
-    return int(hashes._mixed(hashes._bytes(tensor)))
+    return int(hash_tensors([tensor], hashes._KEY))
 
 
 HASHES: dict[str, Hash] = {"cpu": fingerprint, "gpu": of_gpus}
