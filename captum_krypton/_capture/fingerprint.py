@@ -40,10 +40,10 @@ def fingerprints(tensors: tuple[Tensor, ...]) -> Iterator[tuple[Any, ...]]:
     for number, tensor in enumerate(tensors):
         kind = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.data_ptr())
         if on_host(tensor):
-            kind = (*kind, xxhash.xxh3_128_intdigest(dense_bytes(tensor).numpy().data))
+            found.append((*kind, xxhash.xxh3_128_intdigest(dense_bytes(tensor).numpy().data)))
         else:
             waiting.setdefault(tensor.device, []).append(number)
-        found.append(kind)
+            found.append(kind)
     for numbers in waiting.values():
         contents = hash_tensors([tensors[number] for number in numbers], _KEY).tolist()
         for number, content in zip(numbers, contents, strict=True):

@@ -100,7 +100,7 @@ def test_types(kind: str, dtype: torch.dtype) -> None:
 
 
 def test_a_chunk_after_the_first(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashes, "_CHUNK", 8)
+    monkeypatch.setattr("captum_krypton._kernels.hash_tensors._CHUNK", 8)
     tensor = torch.arange(100)
     before = HASHES[kind](tensor)
     assert HASHES[kind](tensor.roll(8)) != before
