@@ -28,6 +28,7 @@ from ._growing import growing_maps
 from ._kernels import calibration_of
 from ._plan import Plan
 from ._run import (
+    Begun,
     CapturedModel,
     Fallback,
     FewWindows,
@@ -98,11 +99,13 @@ class Engine:
         approximation.check(call)
         _refuse(call)
         kind = signature(call)
+        begun = None
         if ran is None and not self.cache.knows(kind) and self.few.takes(call, kind):
-            maps = self.few.maps(call, kind, show_progress)
-            if maps is not None:
-                return maps
-        work = kept[0] if kept else self._untouched(call, approximation)
+            first = self.few.maps(call, kind, show_progress)
+            if isinstance(first, tuple):
+                return first
+            begun = first
+        work = kept[0] if kept else self._untouched(call, approximation, begun)
         if kept is not None and work.bases is None:
             work = replace(work, bases={})
         timed, ran = ran is not None, [] if ran is None else ran
@@ -112,7 +115,7 @@ class Engine:
             runs = self._runs(call, work, approximation, timed=timed)
             maps = self._made(call, runs, approximation, show_progress, started, ran)
             if kept is not None:
-                kept[:] = [work]
+                kept[:] = [replace(work, begun=None)]
             return maps
 
         return self._attempted(call, work, approximation, run)
@@ -158,9 +161,12 @@ class Engine:
                 return
             yield following
 
-    def _untouched(self, call: Call, approximation: Approximation) -> Untouched:
+    def _untouched(
+        self, call: Call, approximation: Approximation, begun: Begun | None = None
+    ) -> Untouched:
         """The model as it is now, and its outcome for the untouched inputs."""
-        model = self._model(call)
+        begun = begun if approximation.exact else None
+        model = self._model(call, begun=begun)
         approximation.check_model(model)
         fresh = not model.notes
         output, notes = self._reference(call, model)
@@ -172,7 +178,8 @@ class Engine:
                 model.notes, model.checked = before.notes, before.checked
         model.notes[key] = notes
         target = resolve_target(output, call.target)
-        return Untouched(model, output, _select_targets(output, target), target)
+        reference = _select_targets(output, target)
+        return Untouched(model, output, reference, target, begun=begun)
 
     def _attempted(
         self,
@@ -227,9 +234,11 @@ class Engine:
             raise
         return resolve_target(output, call.target) if isinstance(output, Tensor) else None
 
-    def _model(self, call: Call, *, renew: bool = False) -> CapturedModel:
+    def _model(
+        self, call: Call, *, renew: bool = False, begun: Begun | None = None
+    ) -> CapturedModel:
         try:
-            return self.cache.get(self.forward, call, renew=renew)
+            return self.cache.get(self.forward, call, renew=renew, begun=begun)
         except NotCapturable as refusal:
             raise Fallback(str(refusal)) from None
         except Exception as error:  # the user's function failed on rows of ours: Captum's path

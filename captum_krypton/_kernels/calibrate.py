@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
@@ -23,7 +24,7 @@ from .bounds import Bounds, bounds_of_cpu, bounds_of_gpus, least
 from .convolve_patches import panel_size
 from .loader import backend_info
 from .measure import Gauge, gauge_of_cpu, gauge_of_gpu
-from .rates import GUESSED, GUESSED_OF_GPUS, KNOWN, Processor, Rates
+from .rates import GUESSED, GUESSED_OF_GPUS, KNOWN, KNOWN_GPUS, Processor, Rates
 
 __all__ = ["Calibration", "Guess", "Measurement", "calibration_of", "processor", "rates_of"]
 
@@ -40,6 +41,7 @@ _MAPS = 4  # mispredicted to the same side in a row, after which rates are measu
 _SECONDS = 10.0  # ... and the time of those maps at least: measuring takes less than a tenth of it
 _BACK_OFF = 8  # times as long, after every time that rates have been measured again
 _MOST_AGAIN = 6  # times; a month of maps
+_FULL = ("none", "ieee", False)  # as PyTorch names float32 without TF32
 _CHANGED = 1.25  # a rate that differs by less is the same
 
 _NUMBERS = {"family": "cpu family", "model": "model"}  # as /proc/cpuinfo names them
@@ -113,6 +115,9 @@ class Calibration:
         gauge: makes what measures them.
         patience: seconds to wait for another process that measures.
         now: the time of a measurement.
+        later: how many plans are made with the guess before rates are measured, so that a first map
+            does not wait for that; infinity where the guess is as good as a measurement, until maps
+            say that it is not.
     """
 
     def __init__(
@@ -124,6 +129,7 @@ class Calibration:
         *,
         patience: float = _PATIENCE,
         now: Callable[[], datetime] = datetime.now,
+        later: float = 0,
     ) -> None:
         self.path, self.guess, self.bounds = path, guess, bounds
         self.gauge, self.patience, self.now = gauge, patience, now
@@ -131,17 +137,18 @@ class Calibration:
         self._rates = guess.rates
         self._again = 0  # how often maps have had rates measured again
         self._refused = self._unkept = ""
-        self._due = True
+        self._due, self._later = True, later
         self._side, self._maps, self._seconds = 0, 0, 0.0
 
     @property
     def rates(self) -> Rates:
         """The rates; measures them first where that is due."""
-        if self._due:
+        if self._due and self._later <= 0:
             self._due = False
             self._settle()
         elif not self._measured:  # another process may have measured meanwhile
             self._adopt(self._read())
+        self._later -= 1
         return self._rates
 
     @property
@@ -149,7 +156,8 @@ class Calibration:
         """Where the rates come from, in words."""
         _ = self.rates
         if not self._measured:
-            return f"{self.guess.origin}, not measured: {self._refused}"
+            reason = self._refused or "a first map does not wait for that"
+            return f"{self.guess.origin}, not measured: {reason}"
         times = [measurement.on for measurement in self._measured]
         words = f"measured on {times[-1]}"
         if len(times) > 1:
@@ -183,7 +191,7 @@ class Calibration:
         self._maps += 1
         self._seconds += seconds
         if self._maps >= _MAPS and self._seconds >= _SECONDS * _BACK_OFF**self._again:
-            self._due = True
+            self._due, self._later = True, 0
             self._again += 1
             self._side = 0
 
@@ -324,8 +332,11 @@ def _of_this_machine(threads: int, kernels: str) -> Calibration:
 def _of_this_gpu(device: torch.device, precision: tuple[Any, Any]) -> Calibration:
     name = torch.cuda.get_device_name(device)
     parts = (name, *map(str, precision), _binary("cuda"), torch.__version__)
-    guess = Guess(GUESSED_OF_GPUS, "guessed")
-    return Calibration(_path(parts), guess, bounds_of_gpus(), lambda: gauge_of_gpu(device))
+    guess, later = Guess(GUESSED_OF_GPUS, "guessed"), 1.0
+    if name in KNOWN_GPUS and (precision[0] in _FULL, precision[1] in _FULL) == (True, False):
+        guess, later = Guess(KNOWN_GPUS[name], f"those of {name}"), math.inf
+    bounds = bounds_of_gpus()
+    return Calibration(_path(parts), guess, bounds, lambda: gauge_of_gpu(device), later=later)
 
 
 def _path(parts: tuple[str, ...]) -> Path:

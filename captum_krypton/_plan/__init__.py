@@ -6,9 +6,18 @@ May use: call, operators, capture, kernels.
 """
 
 from .analysis import Analysis, analyse
-from .batch_size import Room
+from .batch_size import Room, default_memory_budget
 from .fuse import fused
 from .group_plan import GroupPlan
 from .plan import Plan, make_plan
 
-__all__ = ["Analysis", "GroupPlan", "Plan", "Room", "analyse", "fused", "make_plan"]
+__all__ = [
+    "Analysis",
+    "GroupPlan",
+    "Plan",
+    "Room",
+    "analyse",
+    "default_memory_budget",
+    "fused",
+    "make_plan",
+]

@@ -8,6 +8,7 @@ May use: plan, call, operators, capture, kernels.
 
 from .base import Base
 from .batches import RunStatistics
+from .begun import Begun
 from .captured_model import CapturedModel, ModelCache
 from .check import Stale
 from .execution import Execution
@@ -19,6 +20,7 @@ from .refused import check_refused
 
 __all__ = [
     "Base",
+    "Begun",
     "CapturedModel",
     "Execution",
     "Fallback",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from .._capture import (
 from .._kernels import backend_info, panel_size, rates_of, trim
 from .._operators import Kind, Means
 from .._plan import Analysis, Plan, Room, analyse, fused, make_plan
+from .begun import Begun
 from .group import Material
 from .interpreter import prepare_constants
 from .layout import prefers_channels_last
@@ -34,15 +36,26 @@ __all__ = ["CapturedModel", "ModelCache"]
 
 T = TypeVar("T")
 
+# What follows a recording until the first batch, a plan above all, by what the recording took.
+_AS_LONG_AGAIN = 1.5
 _KEPT = 4  # captures kept for one KryptonOcclusion; each holds folded weights
 _KEPT_PLANS = 64  # for one capture; one cell of an output is another plan than the next
 
 
 class CapturedModel:
-    """A model captured for one kind of input."""
+    """A model captured for one kind of input.
 
-    def __init__(self, forward: Callable[..., Any], call: Call) -> None:
+    Args:
+        forward: the forward function.
+        call: the arguments.
+        begun: windows that the device may go on with while the host does the rest.
+    """
+
+    def __init__(self, forward: Callable[..., Any], call: Call, begun: Begun | None = None) -> None:
+        started = time.perf_counter()
         self.capture = captured(forward, call.arguments, call.batched, call.baselines)
+        if begun is not None:
+            begun.go_on(_AS_LONG_AGAIN * (time.perf_counter() - started))
         self.graph = simplified(self.capture.graph)
         if any(isinstance(s, BatchInt) for s in self.graph.shapes[self.graph.output][1:]):
             raise NotCapturable("the outcome's shape depends on the batch size")
@@ -217,13 +230,21 @@ class ModelCache:
         """Whether a capture was made or refused for the kind of input with this `signature`."""
         return key in self._entries or key in self._refusals
 
-    def get(self, forward: Callable[..., Any], call: Call, *, renew: bool = False) -> CapturedModel:
+    def get(
+        self,
+        forward: Callable[..., Any],
+        call: Call,
+        *,
+        renew: bool = False,
+        begun: Begun | None = None,
+    ) -> CapturedModel:
         """The model captured for this kind of input.
 
         Args:
             forward: the forward function.
             call: the arguments.
             renew: capture again even if there is a capture.
+            begun: windows that the device may go on with meanwhile.
 
         Raises:
             NotCapturable: where the forward function cannot be captured.
@@ -239,7 +260,7 @@ class ModelCache:
         if reason and state == current_state(forward, ()):
             raise NotCapturable(reason)
         try:
-            model = CapturedModel(forward, call)
+            model = CapturedModel(forward, call, begun)
         except NotCapturable as refusal:
             self._refusals[key] = (str(refusal), current_state(forward, ()))
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 
 import numpy as np
@@ -15,6 +15,7 @@ from .._operators import Mask
 from .._plan import Analysis
 from .base import FILL, Base
 from .batches import Batches, GroupRun, RunStatistics
+from .begun import Begun
 from .group import Material, Selection, WindowGroup
 from .head import Head
 from .interpreter import run_graph
@@ -69,14 +70,32 @@ class Execution:
         self.images = inputs[0].shape[0]
         self._memory_held = False
 
-    def run(self, progress: Callable[[int], None]) -> Tensor:
-        """Outcomes of all windows, (N, windows, ...), windows in row-major order."""
-        return torch.cat(
+    def run(
+        self,
+        progress: Callable[[int], None],
+        begun: Begun | None = None,
+        again: Sequence[int] = (),
+    ) -> Tensor:
+        """Outcomes of all windows, (N, windows, ...), windows in row-major order.
+
+        Args:
+            progress: told the number of windows of every batch that has been run.
+            begun: windows whose outcomes there are.
+            again: windows to run even so.
+        """
+        known = [] if begun is None else sorted(set(begun.windows).difference(again))
+        selected = np.ones((self.images, self.plan.grid.total), bool)
+        selected[:, known] = False
+        scores = torch.cat(
             [
-                self.evaluate(images, self.materialise(images), progress)
+                self.evaluate(images, self.materialise(images), progress, selected[images])
                 for images in self.side_by_side()
             ]
         )
+        if begun is not None and known:
+            scores[:, known] = begun.scores(known).movedim(0, 1).to(scores.dtype)
+            progress(len(known) * self.images)
+        return scores
 
     def side_by_side(self) -> Iterator[slice]:
         """The images in parts whose bases fit in memory together."""

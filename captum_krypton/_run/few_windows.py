@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from captum._utils.common import _select_targets
 from torch import Tensor
@@ -23,7 +24,9 @@ from .._call import (
     tolerance,
 )
 from .._capture import NotCapturable, Recording, graph_of, record, refuse_modules
-from .check import LOOSE
+from .._plan import default_memory_budget
+from .begun import Begun
+from .check import LOOSE, checked_windows
 from .naive import naive_report, naive_scores
 
 __all__ = ["FewWindows"]
@@ -36,6 +39,8 @@ _SETUP_ROWS = 24
 _LONG_SECONDS, _SETUP_LONG_ROWS = 0.3, 12
 _ROWS_TOGETHER = {"cpu": 4}
 _ROWS_TOGETHER_ELSEWHERE = 64
+# After so many batches of them, larger ones where there is room: what they take is known by then.
+_BATCHES, _MOST_ROWS = 2, 512
 # A GPU runs windows sooner than its host captures a model, so there seconds are counted: of all
 # that is made on first use, and of what any map by a graph takes at least.
 _SETUP_SECONDS, _LEAST_SECONDS = 0.5, 0.02
@@ -76,7 +81,7 @@ class FewWindows:
 
     def maps(
         self, call: Call, kind: Any, show_progress: bool | None
-    ) -> tuple[OcclusionMap, ...] | None:
+    ) -> tuple[OcclusionMap, ...] | Begun | None:
         """The maps by the forward function itself, a few windows at a time.
 
         Windows that run together must not change each other's outcome. The untouched inputs and the
@@ -84,8 +89,9 @@ class FewWindows:
         each input is run alone too.
 
         Returns:
-            The maps, or None where this does not hold, where the forward fails or draws random
-            numbers (a capture says why), or where it takes so long that a graph does pay.
+            The maps, or None where this does not hold, or where the forward fails or draws random
+            numbers (a capture says why). Where it takes so long that a graph does pay, what has
+            been begun of the map of one input, else None.
         """
         try:
             return self._maps(call, kind, show_progress)
@@ -94,7 +100,7 @@ class FewWindows:
 
     def _maps(
         self, call: Call, kind: Any, show_progress: bool | None
-    ) -> tuple[OcclusionMap, ...] | None:
+    ) -> tuple[OcclusionMap, ...] | Begun | None:
         maps: list[OcclusionMap] = []
         windows = sum(grid.total for grid in call.grids)
         started = time.perf_counter()
@@ -116,17 +122,40 @@ class FewWindows:
                 advance = spent.watched(advance, call)
             for position, grid in enumerate(call.grids):
                 forward = _Questioned(self.forward, call, untouched)
-                every = list(range(grid.total))
-                scores = naive_scores(
-                    forward, together, position, target, every, advance, captum=False
-                )
-                if not self._alone_as_together(together, position, target, scores, reference):
+                begun = self._begun(forward, together, position, target)
+                most = _BATCHES * step
+                while begun.left:
+                    if len(begun.windows) == most and call.perturbations is None:
+                        begun.step = max(step, self._rows_that_fit(untouched) // call.examples)
+                    rows = begun.run_batch() * call.examples
+                    try:
+                        advance(rows)
+                    except _GraphPaysError as pays:
+                        begun.of_window = pays.of_row * call.examples
+                        return begun if len(call.grids) == 1 else None
+                if not self._alone_as_together(together, position, target, begun, reference):
                     return None
+                scores = begun.scores(list(range(grid.total)))
                 reason = f"a graph would not pay yet: {windows} windows are too few"
                 report = naive_report("naive", reason, grid.total, step, call, started)
                 maps.append(map_of(grid, scores.movedim(0, 1), reference, target, report))
                 started = time.perf_counter()
         return tuple(maps)
+
+    def _begun(self, forward: _Questioned, together: Call, position: int, target: Any) -> Begun:
+        """The windows of an input, none of them run: first those that a plan is checked with."""
+
+        def run(windows: list[int]) -> Tensor:
+            asked = replace(together, perturbations=len(windows))
+            return naive_scores(
+                forward, asked, position, target, windows, lambda rows: None, captum=False
+            )
+
+        grid, order = together.grids[position], list[int]()
+        if _on_gpu(together):
+            order = checked_windows(grid.counts, np.ones(grid.total, bool))
+        order += sorted(set(range(grid.total)).difference(order))
+        return Begun(run, order, together.perturbations or 1)
 
     def _windows_together(self, call: Call, long: bool) -> int:
         """How many windows run together; `long` says whether a row takes long."""
@@ -137,12 +166,25 @@ class FewWindows:
         rows = min(rows, (call.perturbations or rows) * call.examples)
         return max(1, rows // call.examples)
 
+    def _rows_that_fit(self, untouched: Recording) -> int:
+        """How many rows a GPU has room for: as if no value were given up before the last."""
+        if not untouched.result.is_cuda:
+            return 0
+        every = sum(
+            math.prod(shape) * untouched.dtypes[value].itemsize
+            for value, shape in untouched.shapes.items()
+            if value not in untouched.leaves
+        )
+        of_row = every / max(1, untouched.result.shape[0])
+        free = default_memory_budget(untouched.result.device)
+        return min(_MOST_ROWS, 1 << int(max(1, free / max(1.0, of_row))).bit_length() - 1)
+
     def _alone_as_together(
         self,
         together: Call,
         position: int,
         target: Any,
-        scores: Tensor,
+        begun: Begun,
         reference: Tensor,
     ) -> bool:
         """Whether a window from within a batch has the same outcome in a batch of its own.
@@ -163,19 +205,18 @@ class FewWindows:
                 self.forward, asked, position, target, windows, lambda rows: None, captum=False
             )
 
-        alone = again([window], 1)
+        made, alone = begun.scores([window]), again([window], 1)
         allowed = tolerance(alone, reference)
         if _on_gpu(together):
-            first = window // step * step
-            size = min(first + step, total) - first
+            place, size = begun.place(window)
             companions = [(window + 1) % total] * (size - 1)
-            place = (window - first + 1) % size  # another one, where there is another
+            place = (place + 1) % size  # another one, where there is another
             moved = again([*companions[:place], window, *companions[place:]], size)
-            if not difference(scores[[window]], moved[[place]]) <= allowed:
+            if not difference(made, moved[[place]]) <= allowed:
                 return False
             if alone.dtype is torch.float32:
                 allowed *= LOOSE
-        return difference(scores[[window]], alone) <= allowed
+        return difference(made, alone) <= allowed
 
 
 class _Questioned:
@@ -204,6 +245,14 @@ class _Questioned:
         several = record(self._forward, arguments, self._call.batched, profile=False)
         graph_of(self._untouched, several, (self._call.examples, rows))
         return several.result
+
+
+class _GraphPaysError(Exception):
+    """A map takes so long that a graph pays; `of_row` is what a row of it takes, in seconds."""
+
+    def __init__(self, of_row: float) -> None:
+        super().__init__(of_row)
+        self.of_row = of_row
 
 
 class _Spent:
@@ -237,7 +286,7 @@ class _Spent:
                 self.warm = True
             elif _LEAST_SECONDS <= needed < math.inf and needed > _SETUP_SECONDS - self.total:
                 self.total = math.inf
-                raise TimeoutError("a graph pays")
+                raise _GraphPaysError(self.of_row)
             advance(more)
 
         return watching

@@ -412,19 +412,6 @@ def test_other_devices_are_not_measured(cache: Path) -> None:
     assert not cache.exists()
 
 
-def test_which_gpu(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file for each card and precision; they may stand in for a GPU's operators."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
-    fast = Machine(rates=GUESSED_OF_GPUS)
-    monkeypatch.setattr(calibrate, "gauge_of_gpu", lambda device: fast.gauge())
-    monkeypatch.setattr(calibrate, "backend_info", lambda device: backend_info())
-    for precision in (("ieee", "tf32"), ("tf32", "tf32")):
-        calibration = calibrate._of_this_gpu.__wrapped__(torch.device("cuda"), precision)
-        assert calibration.rates.linear == pytest.approx(GUESSED_OF_GPUS.linear)
-        assert "measured on" in calibration.origin
-    assert len(list(cache.glob("rates-*.json"))) == 2
-
-
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()

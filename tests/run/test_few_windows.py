@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._call.arguments import make_call
-from captum_krypton._run import few_windows
+from captum_krypton._capture import record
+from captum_krypton._run import FewWindows, few_windows
+from captum_krypton._run.begun import Begun
+from captum_krypton._run.execution import Execution
 
 WINDOWS = {"sliding_window_shapes": (2, 4, 4), "strides": (2, 4, 4)}  # 9 of a 12 x 12 image
 
@@ -255,14 +259,14 @@ def test_on_a_gpu_seconds_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spent.total == pytest.approx(0.18)
     assert spent.allows(9)
     assert clock.run(spent, of_row=0.02) == 9
-    with pytest.raises(TimeoutError):  # 0.36 are spent, and 0.18 more are too many
+    with pytest.raises(few_windows._GraphPaysError):  # 0.36 are spent, and 0.18 more are too many
         clock.run(spent, of_row=0.02)
     assert not spent.allows(9)
 
 
 def test_on_a_gpu_a_long_map_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, spent = Clock(monkeypatch), few_windows._Spent()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(few_windows._GraphPaysError):
         clock.run(spent, of_row=0.1)
     assert clock.now == pytest.approx(0.6)  # after the second batch
     assert not spent.allows(9)
@@ -298,6 +302,115 @@ def test_a_map_that_is_given_up_goes_by_the_graph(
     assert calls.rows[:3] == [1, 4, 4]
     assert 1 not in calls.rows[3:4]  # a third batch would have one window
     assert explainer.heatmap(x, **WINDOWS).report.path == "incremental"
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_what_was_begun_is_part_of_the_map(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
+    """Each window runs once: by the forward function or by the graph, but for the checked one."""
+    monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 1e-12)
+    monkeypatch.setattr(few_windows, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(Begun, "go_on", lambda begun, seconds: begun.run_batch())
+    ran: list[int] = []
+    evaluate = Execution.evaluate
+
+    def counting(run: Execution, images: Any, base: Any, progress: Any, selected: Any) -> Tensor:
+        ran.append(int(selected.sum()))
+        return evaluate(run, images, base, progress, selected)
+
+    monkeypatch.setattr(Execution, "evaluate", counting)
+    model, x = network(), image(examples)
+    calls, windows = Calls(model), {"sliding_window_shapes": (2, 4, 4), "strides": (2, 2, 1)}
+    explainer = KryptonOcclusion(calls)
+    expected = Occlusion(model).attribute(x, **windows, target=3)
+    heat = explainer.heatmap(x, **windows, target=3)
+    torch.testing.assert_close(heat.attribution(), expected, rtol=0, atol=1e-7)  # float32
+    assert heat.report.path == "incremental" and heat.report.checked_windows == 1
+    batch = 4 // examples
+    assert calls.rows == [examples, 4, 4, 2, 3, 4, examples]  # two records, one more batch
+    assert ran == [examples * (heat.report.windows - 3 * batch + 1)]
+
+
+def test_later_batches_are_as_large_as_there_is_room(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FewWindows, "_rows_that_fit", lambda few, untouched: 16)
+    model, x = network(), image(2)
+    calls, windows = Calls(model), {"sliding_window_shapes": (2, 4, 4), "strides": (2, 2, 1)}
+    expected = Occlusion(model).attribute(x, **windows, target=3)
+    heat = KryptonOcclusion(calls).heatmap(x, **windows, target=3)
+    torch.testing.assert_close(heat.attribution(), expected, rtol=0, atol=1e-7)  # float32
+    assert heat.report.path == "naive"
+    # 45 windows of two examples; then one of them alone, and among others.
+    assert calls.rows == [2, 4, 4, *[16] * 5, 2, 2, 16]
+    calls.rows.clear()
+    KryptonOcclusion(calls).heatmap(x, **windows, target=3, perturbations_per_eval=2)
+    assert max(calls.rows) == 4
+
+
+def test_the_room_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = FewWindows(network())
+    made = record(network(), (image(2),), (True,))
+    assert few._rows_that_fit(made) == 0  # the host's memory is no measure
+    result = SimpleNamespace(is_cuda=True, device=torch.device("cuda"), shape=made.result.shape)
+    of_row = 8 * (2 * 144 + 2 * 4 * 144 + 5)  # image, two of four channels, scores, at least
+    found = []
+    for room in (0, of_row, 100 * of_row, 10**6 * of_row):
+        monkeypatch.setattr(few_windows, "default_memory_budget", lambda device, r=room: r)
+        found.append(few._rows_that_fit(replace(made, result=result)))  # type: ignore[type-var]
+        assert found[-1] == 1 or found[-1] * of_row <= room
+    assert found[:2] == [1, 1] and found[2] in (16, 32, 64) and found[3] == 512
+
+
+def test_what_was_begun_checks_the_graph(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 1e-12)
+    monkeypatch.setattr(few_windows, "_LEAST_SECONDS", 0.0)
+    scores = Begun.scores
+    monkeypatch.setattr(Begun, "scores", lambda begun, windows: scores(begun, windows) + 1e-3)
+    with pytest.warns(UserWarning, match="differs from the forward function"):
+        assert_as_captum(KryptonOcclusion(network()), network(), image(), target=3)
+
+
+def test_what_fails_meanwhile_is_left_to_the_graph(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 1e-12)
+    monkeypatch.setattr(few_windows, "_LEAST_SECONDS", 0.0)
+    model, going = network(), False
+
+    def forward(x: Tensor) -> Tensor:
+        if going:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return model(x)  # type: ignore[no-any-return]
+
+    go_on = Begun.go_on
+
+    def failing(begun: Begun, seconds: float) -> None:
+        nonlocal going
+        begun.of_window, going = 1e-9, True
+        before = begun.windows
+        go_on(begun, 1.0)
+        assert begun.windows == before
+        going = False
+
+    monkeypatch.setattr(Begun, "go_on", failing)
+    assert_as_captum(KryptonOcclusion(forward), model, image(), target=3)
+
+
+def test_the_device_goes_on_for_as_long_as_it_is_asked() -> None:
+    begun = Begun(lambda windows: torch.tensor(windows)[:, None], [3, 0, 1, 2, 4, 5, 6], 2)
+    begun.go_on(1e9)  # nobody knows yet how long a window takes
+    assert begun.windows == []
+    begun.run_batch()
+    begun.of_window = 0.5
+    begun.go_on(1.9)
+    assert begun.windows == [3, 0, 1, 2] and begun.left == 3
+    assert begun.scores([2, 3]).tolist() == [[2], [3]]
+    begun.go_on(1e9)
+    assert begun.left == 0 and begun.scores([6, 0]).tolist() == [[6], [0]]
 
 
 def test_a_budget_of_memory_is_kept_by_the_graph(as_on_a_gpu: None) -> None:
