@@ -40,6 +40,10 @@ class Base:
         """Takes the values of another base of this shape, in the memory of its own ones."""
         for value, tensor in self.kept.items():
             tensor.copy_(other.kept[value])
+        self.renew()
+
+    def renew(self) -> None:
+        """Makes anew what is derived from the values, in the memory that it has."""
         for tensor, make in self._derived.values():
             made = make()
             if made.data_ptr() != tensor.data_ptr():  # else a view of what is loaded

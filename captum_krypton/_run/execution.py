@@ -87,15 +87,25 @@ class Execution:
         selected = np.ones((self.images, self.plan.grid.total), bool)
         selected[:, known] = False
         scores = torch.cat(
-            [
-                self.evaluate(images, self.materialise(images), progress, selected[images])
-                for images in self.side_by_side()
-            ]
+            [self._part(images, progress, selected[images]) for images in self.side_by_side()]
         )
         if begun is not None and known:
             scores[:, known] = begun.scores(known).movedim(0, 1).to(scores.dtype)
             progress(len(known) * self.images)
         return scores
+
+    def _part(self, images: slice, progress: Callable[[int], None], selected: Selection) -> Tensor:
+        """Outcomes of the windows of images that lie side by side."""
+        if self.replays is None or self.bases is not None or not selected.all():
+            return self.evaluate(images, self.materialise(images), progress, selected)
+        with self.replays.made(self.material, self._inputs(images), self._fill(images)) as made:
+            if made is not None:
+                replays, output = made
+                self.on_base(images, output)
+                unreached = self.plan.unreached * (images.stop - images.start)
+                groups = replays.batches(self.statistics)
+                return self._evaluated(images, groups, progress, unreached)
+        return self.evaluate(images, self.materialise(images), progress)
 
     def side_by_side(self) -> Iterator[slice]:
         """The images in parts whose bases fit in memory together."""
@@ -117,18 +127,27 @@ class Execution:
         """The base of some images, for this plan and others of its analysis."""
         output, values = self._values(images)
         self.on_base(images, output)
-        kept = dict(values)
-        if isinstance(self.baseline, Tensor):
-            shared = self.baseline.shape[0] == 1
-            kept[FILL] = self.baseline if shared else self.baseline[images]
+        kept, fill = dict(values), self._fill(images)
+        if fill is not None:
+            kept[FILL] = fill
         return Base(kept, self.material.channels_last)
+
+    def _fill(self, images: slice) -> Tensor | None:
+        """What the windows of some images are filled with, where it is a tensor."""
+        if not isinstance(self.baseline, Tensor):
+            return None
+        return self.baseline if self.baseline.shape[0] == 1 else self.baseline[images]
+
+    def _inputs(self, images: slice) -> tuple[Tensor, ...]:
+        """The inputs of some images, in the layout of activations."""
+        return tuple(in_layout(t[images], self.material.channels_last) for t in self.inputs)
 
     def _values(self, images: slice) -> tuple[Tensor, dict[ValueId, Tensor]]:
         """The graph's output for some untouched images, and the values that windows read."""
-        analysis, last = self.plan.analysis, self.material.channels_last
+        analysis = self.plan.analysis
         if self.bases is not None and (found := self.bases.get(id(analysis))) is not None:
             return found[1:]
-        inputs = tuple(in_layout(t[images], last) for t in self.inputs)
+        inputs = self._inputs(images)
         output, kept = run_graph(analysis.graph, self.material.constants, inputs, analysis.kept)
         kept[analysis.occluded] = inputs[analysis.graph.inputs.index(analysis.occluded)]
         if self.bases is not None and self.images <= self.plan.images:  # else memory is short
@@ -150,19 +169,35 @@ class Execution:
             progress: told the number of windows of every batch that has been run.
             selected: which windows to run; the others' outcomes hold anything.
         """
+        if selected is None:
+            unreached = self.plan.unreached * (images.stop - images.start)
+        else:
+            unreached = int((selected & ~self.plan.runs).sum())
+        return self._evaluated(images, self._groups(base, selected), progress, unreached)
+
+    def _evaluated(
+        self,
+        images: slice,
+        groups: Generator[Batches, None, None],
+        progress: Callable[[int], None],
+        unreached: int,
+    ) -> Tensor:
+        """Outcomes of the windows of some images, by the batches of one group after another.
+
+        `unreached` is how many of the windows asked for change no outcome.
+        """
         collected = _Collected(self.reference[images], self.plan.runs)
         finish, clock = self._finish(images, collected), self.statistics.clock
         head = Head(self.plan, self.material.constants, finish, clock)
         with nullcontext() if self._memory_held else self.memory():
-            with closing(self._groups(base, selected)) as groups:
+            with closing(groups):
                 for batches in groups:
                     for rows, order, values in batches:
                         head.add(values, order)
                         progress(rows)
             head.flush()
-        if not self.plan.runs.all():
-            every = np.ones((images.stop - images.start, 1), bool)
-            progress(int(((every if selected is None else selected) & ~self.plan.runs).sum()))
+        if unreached:
+            progress(unreached)
         return collected.result()
 
     def _groups(self, base: Base, selected: Selection | None) -> Generator[Batches, None, None]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from .._kernels import GraphPool, graph_settings
 from .base import FILL, Base
 from .batches import Batches, GroupRun, RunStatistics, out_of_memory
 from .group import Material, WindowGroup
 from .replay import ReplayedGroup
+from .replayed_base import ReplayedBase
 
 __all__ = ["ReplayCache", "Replays"]
+
+T = TypeVar("T")
 
 # For each input: images that do not fit side by side come in parts of two sizes.
 _KEPT = 2
@@ -26,6 +31,7 @@ class Replays:
     def __init__(self, material: Material, base: Base) -> None:
         self.material = material  # alive, as its plan's identity is in the key
         self.base, pool = base.clone(), GraphPool()
+        self._untouched = ReplayedBase(material, self.base)
         self.groups = [
             ReplayedGroup(GroupRun(WindowGroup(material, group, self.base)), pool)
             for group in material.plan.groups
@@ -38,7 +44,12 @@ class Replays:
             self.base.load(base)
         self.runs += 1
 
-    def batches(self, statistics: RunStatistics) -> Iterator[Batches]:
+    def make(self, inputs: tuple[Tensor, ...], fill: Tensor | None) -> Tensor:
+        """Makes the base of the next images; the graph's output for them (see `ReplayedBase`)."""
+        self.runs += 1
+        return self._untouched.make(inputs, fill)
+
+    def batches(self, statistics: RunStatistics) -> Generator[Batches, None, None]:
         """The batches of one group after another."""
         for group in self.groups:
             yield group.batches(statistics, again=self.runs > 1)
@@ -64,30 +75,74 @@ class ReplayCache:
 
         None while another thread has them, and where there is no memory for them.
         """
-        if not self._lock.acquire(blocking=False):
-            yield None
-            return
-        try:
-            try:
-                found = self._take(material, base)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                self._entries.clear()
-                found = None
-            yield found
-        finally:
-            self._lock.release()
 
-    def _take(self, material: Material, base: Base) -> Replays:
-        original = base.kept[material.plan.analysis.occluded]
-        fill = tuple(base.kept[FILL].shape) if FILL in base.kept else material.fill
-        covered = fill, material.own_mean
-        key = (id(material.plan), original.shape[0], covered, *graph_settings(original.device))
-        if key not in self._entries:
-            while len(self._entries) >= self._most:
-                self._entries.popitem(last=False)
-            self._entries[key] = Replays(material, base)
-        self._entries.move_to_end(key)
-        self._entries[key].load(base)
-        return self._entries[key]
+        def take() -> Replays:
+            fill = base.kept.get(FILL)
+            original = base.kept[material.plan.analysis.occluded]
+            found = self._find(self._key(material, original, fill))
+            if found is None:
+                found = self._keep(self._key(material, original, fill), Replays(material, base))
+            found.load(base)
+            return found
+
+        with self._alone() as alone:
+            yield self._where_there_is_room(take) if alone else None
+
+    @contextmanager
+    def made(
+        self, material: Material, inputs: tuple[Tensor, ...], fill: Tensor | None
+    ) -> Iterator[tuple[Replays, Tensor] | None]:
+        """The groups of a plan that have run before, with the base of some images made.
+
+        None as for `of`, and where they have not run.
+
+        Args:
+            material: what windows are computed from.
+            inputs: the batched inputs, in the layout of activations.
+            fill: what windows are filled with, where it is a tensor.
+        """
+        analysis = material.plan.analysis
+
+        def take() -> tuple[Replays, Tensor] | None:
+            original = inputs[analysis.graph.inputs.index(analysis.occluded)]
+            found = self._find(self._key(material, original, fill))
+            return None if found is None else (found, found.make(inputs, fill))
+
+        with self._alone() as alone:
+            yield self._where_there_is_room(take) if alone else None
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other thread has the groups; until then none gets them."""
+        alone = self._lock.acquire(blocking=False)
+        try:
+            yield alone
+        finally:
+            if alone:
+                self._lock.release()
+
+    def _where_there_is_room(self, take: Callable[[], T | None]) -> T | None:
+        try:
+            return take()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            self._entries.clear()
+            return None
+
+    def _key(self, material: Material, original: Tensor, fill: Tensor | None) -> tuple[Any, ...]:
+        covered = material.fill if fill is None else tuple(fill.shape), material.own_mean
+        settings = graph_settings(original.device)
+        return id(material.plan), original.shape[0], covered, *settings
+
+    def _find(self, key: tuple[Any, ...]) -> Replays | None:
+        found = self._entries.get(key)
+        if found is not None:
+            self._entries.move_to_end(key)
+        return found
+
+    def _keep(self, key: tuple[Any, ...], replays: Replays) -> Replays:
+        while len(self._entries) >= self._most:
+            self._entries.popitem(last=False)
+        self._entries[key] = replays
+        return replays

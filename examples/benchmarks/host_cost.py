@@ -32,13 +32,14 @@ import torch
 from _shared import PAPER_NETWORKS, build_network, machine
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._call.arguments import make_call
 from captum_krypton._call.settings import Settings
 from captum_krypton._capture import captured
 from captum_krypton._capture import fingerprint as fingerprints
-from captum_krypton._run import replay, replay_cache
+from captum_krypton._run import replay, replay_cache, replayed_base
 from captum_krypton._run.captured_model import CapturedModel
 from captum_krypton._run.input_run import InputRun
 
@@ -48,16 +49,25 @@ WINDOWS: dict[str, Any] = {"sliding_window_shapes": (3, 8, 8), "strides": (3, 4,
 
 
 class IdleGraph:
-    """Stands in for a CUDA graph whose replay takes no time: what it was captured with stays."""
+    """Stands in for a CUDA graph whose replay takes no time.
+
+    Only the first replay does its work, which is held against the operators'. Then images and
+    windows stay as they are.
+    """
 
     replays = 0
 
     def __init__(self, work: Callable[[], Any], pool: Any, device: torch.device) -> None:
-        self.result = work()
+        self.result, self._work = work(), work
+        self._is_new = True
 
     def replay(self) -> None:
         """Counts."""
         IdleGraph.replays += 1
+        if self._is_new:
+            for old, new in zip(tree_leaves(self.result), tree_leaves(self._work()), strict=True):
+                old.copy_(new)
+            self._is_new = False
 
 
 class IdlePool:
@@ -102,6 +112,9 @@ def as_on_a_gpu() -> Iterator[None]:
             (replay, "CudaGraph", IdleGraph),
             (replay, "alike", lambda a, b: True),
             (replay_cache, "GraphPool", IdlePool),
+            (replayed_base, "CudaGraph", IdleGraph),
+            (replayed_base, "GraphPool", IdlePool),
+            (replayed_base, "alike", lambda a, b: True),
             (InputRun, "execution", replayed),
             (fingerprints, "on_host", lambda tensor: False),
             (fingerprints, "hash_tensors", idle_hashes),

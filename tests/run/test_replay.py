@@ -25,7 +25,7 @@ from captum_krypton import KryptonOcclusion
 from captum_krypton._call import PatchMean, make_region_call
 from captum_krypton._kernels import cuda_graph
 from captum_krypton._plan import Plan, Room
-from captum_krypton._run import replay, replay_cache
+from captum_krypton._run import replay, replay_cache, replayed_base
 from captum_krypton._run.base import Base
 from captum_krypton._run.captured_model import CapturedModel
 from captum_krypton._run.execution import Execution
@@ -37,6 +37,8 @@ from captum_krypton._run.replay_cache import ReplayCache
 def graphs_on_the_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "CudaGraph", HostGraph)
+        patch.setattr(replayed_base, "CudaGraph", HostGraph)
+        patch.setattr(replayed_base, "GraphPool", HostPool)
         patch.setattr(replay_cache, "GraphPool", HostPool)
         patch.setattr(replay, "_MANY", 2)
         yield
@@ -345,6 +347,70 @@ def test_work_that_runs_at_its_capture_is_noticed(
             scores, run = runs(images + number)
             torch.testing.assert_close(scores, expected(network, question(images + number)))
             assert run.statistics.replayed == 0
+
+
+class Replaying(HostGraph[Any]):
+    """Counts its replays."""
+
+    replays = 0
+
+    def replay(self) -> None:
+        super().replay()
+        Replaying.replays += 1
+
+
+class Untrue(HostGraph[Any]):
+    def replay(self) -> None:
+        super().replay()
+        self.result.add_(1)
+
+
+class Bare:
+    """Work that runs at its capture: the graph is empty."""
+
+    def __init__(self, work: Any, pool: Any, device: Any) -> None:
+        self.result = work()
+
+    def replay(self) -> None:
+        pass
+
+
+def uncapturable(work: Any, pool: Any, device: Any) -> Any:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("baseline", [0.0, "each"])
+def test_the_base_is_replayed(
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, baseline: float | str
+) -> None:
+    monkeypatch.setattr(replayed_base, "CudaGraph", Replaying)
+    runs, counts = Runs(network, question(images), 10), list[int]()
+    Replaying.replays = 0
+    for number in range(4):
+        x = images + number
+        fill = torch.rand_like(x) if baseline == "each" else 0.0
+        scores, _ = runs(x, fill)
+        torch.testing.assert_close(scores, expected(network, question(x, baselines=fill)))
+        counts.append(Replaying.replays)
+    assert counts == [0, 1, 2, 3]  # the first replay is held against the operators
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [(uncapturable, "not permitted"), (Untrue, "other values"), (Bare, "other values")],
+)
+def test_a_base_that_cannot_be_replayed_is_said(
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch, graph: Any, message: str
+) -> None:
+    monkeypatch.setattr(replayed_base, "CudaGraph", graph)
+    runs = Runs(network, question(images), 10)
+    runs(images)
+    with pytest.warns(RuntimeWarning, match=f"untouched inputs cannot be replayed.*{message}"):
+        scores, run = runs(images + 1)
+    torch.testing.assert_close(scores, expected(network, question(images + 1)))
+    scores, run = runs(images + 2)  # said once
+    torch.testing.assert_close(scores, expected(network, question(images + 2)))
+    assert run.statistics.replayed == run.statistics.batches > 0
 
 
 def test_out_of_memory_halves_the_batch(
