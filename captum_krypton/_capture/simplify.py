@@ -3,8 +3,9 @@
 Linear layers over a last dimension come back from the flattened products that ATen makes of them,
 and those over channels become convolutions. Convolutions in 16 bits, on the CPU, get weights in
 float32. Batch norms with constant statistics are folded into the convolution before them, or become
-a scale and a shift. Of what only one index is read (a class token) the rest is not computed. Copies
-go, and views become reshapes, so that patches may have any memory layout.
+a scale and a shift. Average poolings and 1 x 1 convolutions run in the cheaper order. Of what only
+one index is read (a class token) the rest is not computed. Copies go, and views become reshapes, so
+that patches may have any memory layout.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .._kernels import join_block
+from .commute import commute
 from .graph import BatchInt, Graph, Node, Value, ValueId, map_arguments
 from .linear import as_convolutions
 from .recorder import trains
@@ -50,6 +52,7 @@ def simplified(graph: Graph) -> Graph:
     _fold_batch_norms(graph)
     _scale_by_batch_norms(graph)
     graph = graph.dead_code_eliminated()  # such as the views of a restored layer: they read too
+    commute(graph)
     _select_early(graph)
     _pack_operands(graph)
     graph = as_convolutions(graph).dead_code_eliminated()

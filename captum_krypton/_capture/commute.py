@@ -1,0 +1,141 @@
+"""Lets convolutions of one cell and average poolings change places where that makes less of them.
+
+Both are sums with constant factors, one over channels and one over cells, so their order is free:
+the mean of what a 1 x 1 convolution gives is what it gives for the mean. A pooling that leaves
+fewer cells goes first (the transitions of a DenseNet), and so does a convolution that leaves fewer
+channels (the pooled branches of an Inception block).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .._kernels import join_block
+from .graph import Graph, Node, Value, ValueId, is_convolution
+
+__all__ = ["commute"]
+
+aten = torch.ops.aten
+_POOLS = ("aten.avg_pool2d", "aten.avg_pool3d")
+
+
+def commute(graph: Graph) -> None:
+    """Reorders pairs of such operators of which nothing else reads what lies between."""
+    while _commute_one(graph):
+        continue
+
+
+def _commute_one(graph: Graph) -> bool:
+    """Reorders one pair; False where there is none. A reordered pair is none any more."""
+    users, producers = graph.users(), graph.producers()
+    for later in graph.nodes:
+        if not _is_pool(later) and not is_convolution(later):
+            continue
+        earlier = producers.get(later.operands()[0])
+        if earlier is None or earlier.outputs[0] == graph.output:
+            continue
+        if len(users.get(earlier.outputs[0], ())) != 1 or not _is_exact(graph, later):
+            continue
+        if _is_pool(later) and (conv := _of_one_cell(graph, earlier)) is not None:
+            same = conv.bias is None or _averages(later)
+            if same and _cells(graph, later.outputs[0]) < _cells(graph, conv.source):
+                _pool_first(graph, conv, later)
+                return True
+        elif _is_pool(earlier) and (conv := _of_one_cell(graph, later)) is not None:
+            source, output = earlier.operands()[0], later.outputs[0]
+            fewer = graph.size(output, 1)[1] < graph.size(source, 1)[1]
+            if fewer and _cells(graph, output) == _cells(graph, source):
+                _convolve_first(graph, earlier, conv)
+                return True
+    return False
+
+
+@dataclass(frozen=True)
+class _OneCell:
+    """A convolution whose outputs each read one cell."""
+
+    node: Node
+    source: ValueId
+    bias: ValueId | None
+
+
+def _of_one_cell(graph: Graph, node: Node) -> _OneCell | None:
+    if not is_convolution(node):
+        return None
+    call = node.bound()
+    weight, bias = call["weight"], call["bias"]
+    ones, zeros = ([1] * len(call["stride"]), [0] * len(call["stride"]))
+    plain = (
+        not call["transposed"]
+        and weight.id in graph.constants
+        and (bias is None or bias.id in graph.constants)
+        and list(graph.shapes[weight.id][2:]) == ones
+        and list(call["stride"]) == ones
+        and list(call["padding"]) == zeros
+    )
+    source = call["input"].id
+    return _OneCell(node, source, None if bias is None else bias.id) if plain else None
+
+
+def _is_pool(node: Node) -> bool:
+    return node.name in _POOLS
+
+
+def _is_exact(graph: Graph, node: Node) -> bool:
+    """Whether what lies between is not rounded to 16 bits."""
+    return graph.dtypes[node.outputs[0]] in (torch.float32, torch.float64)
+
+
+def _averages(pool: Node) -> bool:
+    """Whether the factors of every output's cells sum to one, so that a bias stays what it is."""
+    named = pool.bound()
+    padded = any(named["padding"]) and named["count_include_pad"]
+    return not padded and named.get("divisor_override") is None
+
+
+def _cells(graph: Graph, value: ValueId) -> int:
+    return math.prod(graph.size(value, 1)[2:])
+
+
+def _pool_first(graph: Graph, conv: _OneCell, pool: Node) -> None:
+    """`conv` and then `pool` the other way round."""
+    source, output = conv.source, pool.outputs[0]
+    cells = graph.shapes[output][2:]
+    between = graph.new_value((*graph.shapes[source][:2], *cells), graph.dtypes[source])
+    pooled = Node(pool.op, (Value(source), *pool.args[1:]), pool.kwargs, (between,))
+    call = (Value(between), *conv.node.args[1:])
+    convolved = Node(conv.node.op, call, conv.node.kwargs, (output,))
+    _put(graph, conv.node, pool, [pooled, convolved])
+
+
+def _convolve_first(graph: Graph, pool: Node, conv: _OneCell) -> None:
+    """`pool` and then `conv` the other way round, with the bias behind both: padding has none."""
+    source, output = pool.operands()[0], conv.node.outputs[0]
+    shape, dtype = graph.shapes[output], graph.dtypes[output]
+    between = graph.new_value((*shape[:2], *graph.shapes[source][2:]), dtype)
+    named = conv.node.bound()
+    rest = [named[name] for name in ("stride", "padding", "dilation", "transposed")]
+    rest += [named["output_padding"], named["groups"]]
+    call = (Value(source), named["weight"], None, *rest)
+    convolved = Node(conv.node.op, call, {}, (between,))
+    pooled_value = output if conv.bias is None else graph.new_value(shape, dtype)
+    pooled = Node(pool.op, (Value(between), *pool.args[1:]), pool.kwargs, (pooled_value,))
+    made = [convolved, pooled]
+    if conv.bias is not None:
+        bias = graph.constants[conv.bias]
+        one = graph.new_value(tuple(bias.shape), bias.dtype)
+        graph.constants[one] = torch.ones_like(bias)
+        joined = ([Value(pooled_value)], Value(one), Value(conv.bias), -math.inf, math.inf)
+        made.append(Node(join_block, joined, {}, (output,)))
+    _put(graph, pool, conv.node, made)
+
+
+def _put(graph: Graph, earlier: Node, later: Node, made: list[Node]) -> None:
+    """Puts nodes in the place of two others."""
+    nodes = [node for node in graph.nodes if node is not earlier]
+    place = next(i for i, node in enumerate(nodes) if node is later)
+    nodes[place : place + 1] = made
+    graph.nodes[:] = nodes
