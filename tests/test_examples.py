@@ -58,18 +58,39 @@ def test_compare_with_captum(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_gpu_check_rehearses_without_a_card(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
-    done = run_example(
-        "benchmarks/gpu_check.py",
-        *("--device=cpu", "--only", "squeezenet1_1", "--size=64", "--stride=16", "--sample=4"),
-        *("--rounds=1", "--no-compile", f"--json={file}"),
-    )
-    assert done.returncode == 0, done.stderr
+    small = ("--device=cpu", "--only", "squeezenet1_1", "--size=64", "--stride=16", "--sample=4")
+    asked = (*small, "--rounds=1", f"--json={file}", "--parts")
+    parts = ["tests", "bandwidth", "first:squeezenet1_1", "few", "profile"]
+    done = run_example("benchmarks/gpu_check.py", *asked, *parts)
+    assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(file.read_text())
-    assert [row["model"] for row in result["networks"]] == ["squeezenet1_1"]
-    assert "reference" in result["networks"][0]["sides"]
+    assert set(result["parts"]) == {
+        "tests",
+        "bandwidth",
+        *(f"{kind}:squeezenet1_1" for kind in ("first", "few", "profile")),
+    }
     assert all(row["captum"] > 0 < row["krypton"] for row in result["few_windows"])
     assert {row["dtype"] for row in result["bandwidth"]} >= {"float16", "float64"}
     assert all(row["share"] > 0 for row in result["bandwidth"])
+    (first,) = result["first_maps"]
+    assert first["windows"] == 16 and first["captum"] > 0 < first["krypton"]
+    assert result["profiles"][0]["kernels"]
+    again = run_example("benchmarks/gpu_check.py", *asked, "few", "tests")
+    assert again.returncode == 0 and again.stdout.count("in the file") == 2
+    assert json.loads(file.read_text())["few_windows"] == result["few_windows"]
+
+
+@pytest.mark.slow
+def test_gpu_check_says_what_failed_and_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    asked = ("--device=cpu", "--only", "no_such_network", f"--json={file}", "--parts")
+    done = run_example("benchmarks/gpu_check.py", *asked, "few", "tests")
+    assert done.returncode == 1
+    result = json.loads(file.read_text())
+    assert "failed" in result["parts"]["few:no_such_network"]
+    assert result["tests"] == {"passed": True, "summary": "rehearsal"}
+    refused = run_example("benchmarks/gpu_check.py", *asked, "fewer")
+    assert refused.returncode == 1 and "there are tests, sanitizer" in refused.stderr
 
 
 @pytest.mark.slow

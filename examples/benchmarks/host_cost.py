@@ -1,6 +1,6 @@
 """What a map costs the host of a GPU: microseconds and launches, without a GPU.
 
-    python examples/benchmarks/host_cost.py --json docs/data/host_cost.json --revision NAME
+    python examples/benchmarks/host_cost.py --json docs/data/host_cost.json
 
 A GPU is so quick that what its host does decides about first maps and about small networks. This
 measures that part on any machine: the paper's networks, all layers but an eighth of their channels,

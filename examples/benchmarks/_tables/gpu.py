@@ -130,3 +130,40 @@ def gpu_bandwidth_table(result: dict[str, Any]) -> str:
         for row in result["bandwidth"]
     ]
     return markdown_table(titles, rows)
+
+
+def host_cost() -> dict[str, Any]:
+    """What `host_cost.py` measured, by revision."""
+    found: dict[str, Any] = json.loads((DATA / "host_cost.json").read_text())
+    return found
+
+
+def host_cost_table(result: dict[str, Any]) -> str:
+    """What maps cost the host of a GPU, before and now."""
+    titles = {
+        "network": "---",
+        "revision": "---",
+        "two passes, ms": "--:",
+        "to the first batch, ms": "--:",
+        "later map, ms": "--:",
+        "operators": "--:",
+        "replays": "--:",
+    }
+    rows = []
+    for number, found in enumerate(result["now"]["networks"]):
+        for revision, measured in result.items():
+            network = measured["networks"][number]
+            first, later = network["first"], network["later"]
+            steps = first["captured_model"] + first["plan"]
+            rows.append(
+                [
+                    found["model"],
+                    revision,
+                    f"{1e3 * first['two_passes']:.0f}",
+                    f"{1e3 * steps:.0f}",
+                    f"{later['microseconds'] / 1e3:.1f}",
+                    str(later["operators"]),
+                    str(later["replays"]),
+                ]
+            )
+    return markdown_table(titles, rows)
