@@ -175,7 +175,7 @@ def make_maps(approximation: Approximation, run: InputRun, advance: Callable[[in
     plan, checking = run.plan, run.checking
     execution = run.execution(plan)
     if approximation.exact:
-        scores = execution.run(advance, run.begun, checking)
+        scores = execution.run(advance, run.untouched.begun, checking)
         everything = np.ones(scores.shape[:2], bool)
         exact = Approximate(scores, everything, everything)
         return Made(exact, scores[:, checking], plan.theoretical_speedup, execution)

@@ -30,6 +30,7 @@ class Base:
     def __init__(self, kept: dict[ValueId, Tensor], channels_last: bool) -> None:
         self.kept, self.channels_last = kept, channels_last
         self._derived: dict[Hashable, tuple[Tensor, Callable[[], Tensor]]] = {}
+        self._views = set[Hashable]()  # of what was derived: they follow the values by themselves
 
     def clone(self) -> Base:
         """The same values in memory that nothing else uses."""
@@ -44,9 +45,13 @@ class Base:
 
     def renew(self) -> None:
         """Makes anew what is derived from the values, in the memory that it has."""
-        for tensor, make in self._derived.values():
+        for key, (tensor, make) in self._derived.items():
+            if key in self._views:
+                continue
             made = make()
-            if made.data_ptr() != tensor.data_ptr():  # else a view of what is loaded
+            if made.data_ptr() == tensor.data_ptr():
+                self._views.add(key)
+            else:
                 tensor.copy_(made)
 
     def derived(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:

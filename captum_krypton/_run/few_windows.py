@@ -132,7 +132,7 @@ class FewWindows:
                         advance(rows)
                     except _GraphPaysError as pays:
                         begun.of_window = pays.of_row * call.examples
-                        return begun if len(call.grids) == 1 else None
+                        return begun if _is_kept(begun, call) else None
                 if not self._alone_as_together(together, position, target, begun, reference):
                     return None
                 scores = begun.scores(list(range(grid.total)))
@@ -290,6 +290,15 @@ class _Spent:
             advance(more)
 
         return watching
+
+
+def _is_kept(begun: Begun, call: Call) -> bool:
+    """Whether what was begun may be part of a map by the graph.
+
+    In 16 bits it may not: what the graph rounds otherwise is no drop only among its own outcomes.
+    """
+    half = begun.scores(begun.windows[:1]).dtype in (torch.float16, torch.bfloat16)
+    return len(call.grids) == 1 and not half
 
 
 def _on_gpu(call: Call) -> bool:

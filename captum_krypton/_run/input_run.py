@@ -156,16 +156,6 @@ class InputRun:
         rows = tensor.shape[0] if several else 1
         return baseline.to(tensor.dtype).broadcast_to(rows, *tensor.shape[1:])
 
-    @property
-    def begun(self) -> Begun | None:
-        """The windows that the forward function has run: part of the map and of its check.
-
-        In 16 bits they are none of it: what the graph rounds otherwise is no drop only among its
-        own.
-        """
-        half = self.reference.dtype in (torch.float16, torch.bfloat16)
-        return None if half else self.untouched.begun
-
     # --- the check of a plan's first map
 
     def _see(self, images: slice, output: Tensor) -> None:
@@ -221,7 +211,7 @@ class InputRun:
         if not self.checking:
             return 0.0
         started = time.perf_counter()
-        begun = self.begun
+        begun = self.untouched.begun
         if begun is not None and set(self.checking) <= set(begun.windows):
             naive = begun.scores(self.checking)
         else:

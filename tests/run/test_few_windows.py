@@ -374,6 +374,21 @@ def test_what_was_begun_checks_the_graph(
         assert_as_captum(KryptonOcclusion(network()), network(), image(), target=3)
 
 
+def test_in_16_bits_nothing_that_was_begun_is_kept(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_windows, "_SETUP_SECONDS", 1e-12)
+    monkeypatch.setattr(few_windows, "_LEAST_SECONDS", 0.0)
+    model, x = network().to(torch.bfloat16), image().to(torch.bfloat16)
+    few = FewWindows(model)
+    call = make_call(x, *WINDOWS.values(), None, 1, None, None)
+    assert few.takes(call, "kind")
+    assert few.maps(call, "kind", None) is None
+    call = make_call(image(), *WINDOWS.values(), None, 1, None, None)
+    few = FewWindows(network())
+    assert few.takes(call, "kind") and isinstance(few.maps(call, "kind", None), Begun)
+
+
 def test_what_fails_meanwhile_is_left_to_the_graph(
     as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
