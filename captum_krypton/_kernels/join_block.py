@@ -19,7 +19,9 @@ library.define(
 def _join_block(
     tensors: list[Tensor], scale: Tensor | None, shift: Tensor | None, low: float, high: float
 ) -> Tensor:
-    return scale_and_clamp(cat_in_arena(tensors, 1), scale, shift, low, high)
+    alone = len(tensors) == 1 and None not in (scale, shift)  # what is scaled is a new tensor
+    joined = tensors[0] if alone else cat_in_arena(tensors, 1)
+    return scale_and_clamp(joined, scale, shift, low, high)
 
 
 library.impl("join_block", _join_block, "CompositeExplicitAutograd")

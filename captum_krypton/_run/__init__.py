@@ -14,11 +14,12 @@ from .check import Stale
 from .execution import Execution
 from .few_windows import FewWindows
 from .group import Selection
-from .input_run import InputRun, Untouched
+from .input_run import Answer, InputRun, Untouched
 from .naive import Fallback, naive_maps
 from .refused import check_refused
 
 __all__ = [
+    "Answer",
     "Base",
     "Begun",
     "CapturedModel",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ Bases = dict[int, tuple[Analysis, Tensor, dict[ValueId, Tensor]]]  # by the anal
 # Room for the outputs of kernels, in batches: holes lie between them, and the head's wait there.
 # What is not needed is not touched.
 _ARENA = 4
+# Outputs that wait for the untouched outcome, where batches are replayed before that is asked for.
+_WAITING_BYTES = 1 << 26
 
 
 class Execution:
@@ -41,8 +44,8 @@ class Execution:
         baseline: what the windows are filled with: a number, or a tensor of shape (1, ...) or
             (N, ...) that has the occluded input's shape otherwise.
         outcome: from output rows and their image numbers to the outcome rows that are kept.
-        reference: the outcome rows of the untouched images, (N, ...): those of windows that cannot
-            reach what the outcome depends on.
+        reference: gives the outcome rows of the untouched images, (N, ...): those of windows that
+            cannot reach what the outcome depends on.
         on_base: told the graph's output for the untouched images, before any window is run.
         replays: groups that are kept from run to run, so that their batches can be replayed; None
             where every batch is run by its operators.
@@ -56,7 +59,7 @@ class Execution:
         inputs: tuple[Tensor, ...],
         baseline: Tensor | float,
         outcome: Outcome,
-        reference: Tensor,
+        reference: Callable[[], Tensor],
         *,
         on_base: Callable[[slice, Tensor], None] = lambda images, output: None,
         replays: ReplayCache | None = None,
@@ -101,10 +104,10 @@ class Execution:
         with self.replays.made(self.material, self._inputs(images), self._fill(images)) as made:
             if made is not None:
                 replays, output = made
-                self.on_base(images, output)
                 unreached = self.plan.unreached * (images.stop - images.start)
                 groups = replays.batches(self.statistics)
-                return self._evaluated(images, groups, progress, unreached)
+                asked = partial(self.on_base, images, output)
+                return self._evaluated(images, groups, progress, unreached, asked)
         return self.evaluate(images, self.materialise(images), progress)
 
     def side_by_side(self) -> Iterator[slice]:
@@ -181,14 +184,40 @@ class Execution:
         groups: Generator[Batches, None, None],
         progress: Callable[[int], None],
         unreached: int,
+        late: Callable[[], None] | None = None,
     ) -> Tensor:
         """Outcomes of the windows of some images, by the batches of one group after another.
 
-        `unreached` is how many of the windows asked for change no outcome.
+        Args:
+            images: which images.
+            groups: the batches.
+            progress: told the number of windows of every batch that has been run.
+            unreached: how many of the windows asked for change no outcome.
+            late: asks for the untouched outcome, which takes the host a while: only when all
+                batches have been launched, or when too many of their outputs wait for it.
         """
-        collected = _Collected(self.reference[images], self.plan.runs)
-        finish, clock = self._finish(images, collected), self.statistics.clock
-        head = Head(self.plan, self.material.constants, finish, clock)
+        collected: _Collected | None = None
+        waiting: list[tuple[Tensor, Tensor]] = []
+        room = 0 if late is None else _WAITING_BYTES
+
+        def collect() -> _Collected:
+            nonlocal collected
+            if collected is None:
+                if late is not None:
+                    late()
+                collected = _Collected(self.reference()[images], self.plan.runs)
+            for output, order in waiting:
+                image = torch.div(order, self.plan.grid.total, rounding_mode="floor")
+                collected.put(order, self.outcome(output, image + images.start))
+            waiting.clear()
+            return collected
+
+        def finish(output: Tensor, order: Tensor) -> None:
+            waiting.append((output, order))
+            if sum(t.numel() * t.element_size() for t, _ in waiting) > room:
+                collect()
+
+        head = Head(self.plan, self.material.constants, finish, self.statistics.clock)
         with nullcontext() if self._memory_held else self.memory():
             with closing(groups):
                 for batches in groups:
@@ -198,7 +227,7 @@ class Execution:
             head.flush()
         if unreached:
             progress(unreached)
-        return collected.result()
+        return collect().result()
 
     def _groups(self, base: Base, selected: Selection | None) -> Generator[Batches, None, None]:
         """The batches of one group after another."""
@@ -214,13 +243,6 @@ class Execution:
                 trim()  # patches of another size follow
             windows = WindowGroup(self.material, group, base, selected)
             yield GroupRun(windows).batches(self.statistics)
-
-    def _finish(self, images: slice, collected: _Collected) -> Callable[[Tensor, Tensor], None]:
-        def finish(output: Tensor, order: Tensor) -> None:
-            image = torch.div(order, self.plan.grid.total, rounding_mode="floor")
-            collected.put(order, self.outcome(output, image + images.start))
-
-        return finish
 
 
 class _Collected:

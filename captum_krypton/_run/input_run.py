@@ -28,14 +28,42 @@ from .._plan import Plan
 from .batches import RunStatistics
 from .begun import Begun
 from .captured_model import CapturedModel
-from .check import Noise, checked_windows, rounding_of
+from .check import Noise, Stale, checked_windows, rounding_of
 from .execution import Bases, Execution
 from .naive import Fallback, naive_report, naive_scores
 from .pace import Pace, in_best_batches
 
-__all__ = ["InputRun", "Untouched"]
+__all__ = ["Answer", "InputRun", "Untouched"]
 
 _MOST_ROWS = 8  # that the forward function runs together: more gain little, and take memory
+
+
+class Answer:
+    """What the forward function makes of the untouched inputs, asked when it is first needed.
+
+    Args:
+        ask: gives its output, and the outcome.
+    """
+
+    def __init__(self, ask: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        self._ask = ask
+
+    @classmethod
+    def of(cls, output: Tensor, outcome: Tensor) -> Answer:
+        """The answer that was given."""
+        made = cls(lambda: (output, outcome))
+        _ = made.both
+        return made
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has been asked."""
+        return "both" in self.__dict__
+
+    @cached_property
+    def both(self) -> tuple[Tensor, Tensor]:
+        """The output and the outcome."""
+        return self._ask()
 
 
 @dataclass(frozen=True)
@@ -44,8 +72,7 @@ class Untouched:
 
     Attributes:
         model: the captured model.
-        output: the forward function's output.
-        reference: the outcome, by `target`.
+        answer: the forward function's.
         target: Captum's target.
         bases: the values that windows read, for calls that differ in their baselines alone: of each
             input the dictionary of an `Execution`. None where no other call follows.
@@ -54,11 +81,20 @@ class Untouched:
     """
 
     model: CapturedModel
-    output: Tensor
-    reference: Tensor
+    answer: Answer
     target: Any
     bases: dict[int, Bases] | None = None
     begun: Begun | None = None
+
+    @property
+    def output(self) -> Tensor:
+        """The forward function's output."""
+        return self.answer.both[0]
+
+    @property
+    def reference(self) -> Tensor:
+        """The outcome, by `target`."""
+        return self.answer.both[1]
 
 
 class InputRun:
@@ -72,12 +108,6 @@ class InputRun:
         settings: how maps are made.
         threshold: the projective field threshold; 1 is exact.
         timed: whether operators are timed one by one.
-
-    Attributes:
-        reference: what the outcomes of windows are held against, (N, outputs...): those of the
-            untouched inputs. In 16 bits they are the graph's own from when its base is made: what
-            is rounded otherwise than in the forward function is the same in the windows, and no
-            drop.
     """
 
     def __init__(
@@ -95,15 +125,35 @@ class InputRun:
         self.model, self.untouched = untouched.model, untouched
         self.settings, self.threshold, self.timed = settings, threshold, timed
         self.grid, self.device = call.grids[position], call.inputs[position].device
-        output, self.target = untouched.output, untouched.target
-        graph = self.model.graph
-        fits = output.shape[1:] == graph.size(graph.output, 1)[1:]  # else the graph is stale
-        narrows = self.is_read and fits
+        self.target = untouched.target
+        shape = self._shape
+        fits = not untouched.answer.is_known or untouched.output.shape[1:] == shape
+        narrows = self.is_read and fits  # else the graph is stale
         self.part = self.model.part(call, position, self.target) if narrows else None
         if self.part is not None:
-            self.target = part_target(self.target, self.part, tuple(output.shape[1:]))
-        self.reference = untouched.reference.clone()
-        self._noise = Noise(self._in_part(output), self._outcome, self._rounding)
+            self.target = part_target(self.target, self.part, shape)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        """The shape of the graph's output without the batch."""
+        graph = self.model.graph
+        return graph.size(graph.output, 1)[1:]
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """What the outcomes of windows are held against, (N, outputs...): the untouched inputs'.
+
+        In 16 bits they are the graph's own from when its base is made: what is rounded otherwise
+        than in the forward function is the same in the windows, and no drop.
+        """
+        return self.untouched.reference.clone()
+
+    @cached_property
+    def _noise(self) -> Noise:
+        output = self.untouched.output
+        if self.part is not None and output.shape[1:] != self._shape:
+            raise Stale("the forward function's output has another shape than the graph's")
+        return Noise(self._in_part(output), self._outcome, self._rounding)
 
     @property
     def is_read(self) -> bool:
@@ -138,7 +188,7 @@ class InputRun:
             tuple(a for a, b in zip(call.arguments, call.batched, strict=True) if b),
             baseline,
             lambda rows, image: _select_targets(rows, row_target(target, image)),
-            self.reference,
+            lambda: self.reference,
             on_base=self._see,
             replays=model.replays if replayed else None,
             bases=None if bases is None else bases.setdefault(self.position, {}),

@@ -15,6 +15,8 @@ from torch.nn.utils import parametrizations
 
 from captum_krypton import KryptonFallbackWarning, KryptonOcclusion
 
+pytestmark = pytest.mark.usefixtures("way")
+
 # Models that change between calls
 
 

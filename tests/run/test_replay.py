@@ -15,31 +15,28 @@ from typing import Any
 import pytest
 import torch
 from captum.attr import Occlusion
-from graph_on_host import HostGraph, HostPool
+from graph_on_host import HostGraph
 from hypothesis import given, settings
 from networks import networks
 from questions import expected, question
+from replayed_maps import graphs_on_the_host, maps_as_on_a_gpu
 from torch import Tensor, nn
 
 from captum_krypton import KryptonOcclusion
 from captum_krypton._call import PatchMean, make_region_call
 from captum_krypton._kernels import cuda_graph
-from captum_krypton._plan import Plan, Room
-from captum_krypton._run import replay, replay_cache, replayed_base
+from captum_krypton._plan import Room
+from captum_krypton._run import replay, replayed_base
 from captum_krypton._run.base import Base
 from captum_krypton._run.captured_model import CapturedModel
 from captum_krypton._run.execution import Execution
-from captum_krypton._run.input_run import InputRun
 from captum_krypton._run.replay_cache import ReplayCache
 
 
 @pytest.fixture(autouse=True, scope="module")
-def graphs_on_the_host() -> Iterator[None]:
+def on_the_host() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "CudaGraph", HostGraph)
-        patch.setattr(replayed_base, "CudaGraph", HostGraph)
-        patch.setattr(replayed_base, "GraphPool", HostPool)
-        patch.setattr(replay_cache, "GraphPool", HostPool)
+        graphs_on_the_host(patch)
         patch.setattr(replay, "_MANY", 2)
         yield
 
@@ -58,7 +55,7 @@ class Runs:
             (images,),
             baseline,
             lambda rows, image: rows,
-            self.network(images).detach(),
+            lambda: self.network(images).detach(),
             replays=self.cache,
         )
 
@@ -272,17 +269,8 @@ def test_any_network_can_be_captured(model: nn.Module) -> None:
     x = torch.randn(2, 3, 9, 8, generator=generator).double()
     windows = {"sliding_window_shapes": (3, 3, 2), "strides": (3, 2, 1), "target": 1}
     occlusion = KryptonOcclusion(model)
-    made = InputRun.execution
-
-    def with_graphs(run: InputRun, plan: Plan) -> Execution:
-        execution = made(run, plan)
-        execution.replays = run.model.replays
-        return execution
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InputRun, "execution", with_graphs)
-        patch.setattr("captum_krypton._engine._observe", lambda device, report: None)
-        for number in range(2):
+    with maps_as_on_a_gpu():
+        for number in range(4):  # by operators, captured, and replayed before the answer is there
             want = Occlusion(model).attribute(x + number, **windows)
             heat = occlusion.heatmap(x + number, **windows)
             bound = 1e-9 * float(want.abs().max() + 1)
