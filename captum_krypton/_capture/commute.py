@@ -4,6 +4,10 @@ Both are sums with constant factors, one over channels and one over cells, so th
 the mean of what a 1 x 1 convolution gives is what it gives for the mean. A pooling that leaves
 fewer cells goes first (the transitions of a DenseNet), and so does a convolution that leaves fewer
 channels (the pooled branches of an Inception block).
+
+Sums that cancel lose other digits in another order. So both are done only to what has been
+rectified, where no mean of cells cancels, and a pooling goes first only to what has been normalised
+as well, where channels have no large offset in common.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ __all__ = ["commute"]
 
 aten = torch.ops.aten
 _POOLS = ("aten.avg_pool2d", "aten.avg_pool3d")
+_RECTIFIERS = ("aten.relu", "aten.relu6", "aten.sigmoid")
 
 
 def commute(graph: Graph) -> None:
@@ -37,10 +42,17 @@ def _commute_one(graph: Graph) -> bool:
         earlier = producers.get(later.operands()[0])
         if earlier is None or earlier.outputs[0] == graph.output:
             continue
+        if not (_is_pool(earlier) or is_convolution(earlier)):
+            continue
+        if not _is_rectified(graph, producers, earlier.operands()[0]):
+            continue
         if len(users.get(earlier.outputs[0], ())) != 1 or not _is_exact(graph, later):
+            continue
+        if not (_pools_cells(graph, earlier) or _pools_cells(graph, later)):
             continue
         if _is_pool(later) and (conv := _of_one_cell(graph, earlier)) is not None:
             same = conv.bias is None or _averages(later)
+            same = same and _is_normalised(producers, conv.source)
             if same and _cells(graph, later.outputs[0]) < _cells(graph, conv.source):
                 _pool_first(graph, conv, later)
                 return True
@@ -82,6 +94,35 @@ def _of_one_cell(graph: Graph, node: Node) -> _OneCell | None:
 
 def _is_pool(node: Node) -> bool:
     return node.name in _POOLS
+
+
+def _pools_cells(graph: Graph, node: Node) -> bool:
+    """Whether it is a pooling of cells: of a value without a batch it would be one of channels."""
+    return _is_pool(node) and len(graph.shapes[node.operands()[0]]) == (
+        5 if node.name.endswith("3d") else 4
+    )
+
+
+def _is_rectified(graph: Graph, producers: dict[ValueId, Node], value: ValueId) -> bool:
+    """Whether a value is known to have no number below zero."""
+    node = producers.get(value)
+    if node is None:
+        return False
+    if node.name in _RECTIFIERS:
+        return True
+    if node.name in ("aten.clamp", "aten.clamp_min", "aten.hardtanh"):
+        low = node.args[1] if len(node.args) > 1 else None
+        return isinstance(low, (int, float)) and low >= 0
+    if node.name == "aten.cat" or "max_pool" in node.name or _is_pool(node):
+        return all(_is_rectified(graph, producers, v) for v in node.operands())
+    return False
+
+
+def _is_normalised(producers: dict[ValueId, Node], value: ValueId) -> bool:
+    """Whether a rectified value was made by a batch norm, but for the rectifier."""
+    node = producers.get(value)
+    before = None if node is None or not node.operands() else producers.get(node.operands()[0])
+    return before is not None and before.op is join_block and before.args[1] is not None
 
 
 def _is_exact(graph: Graph, node: Node) -> bool:
