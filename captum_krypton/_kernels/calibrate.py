@@ -115,7 +115,7 @@ class Calibration:
         gauge: makes what measures them.
         patience: seconds to wait for another process that measures.
         now: the time of a measurement.
-        later: how many plans are made with the guess before rates are measured, so that a first map
+        later: how many maps are made with the guess before rates are measured, so that a first map
             does not wait for that; infinity where the guess is as good as a measurement, until maps
             say that it is not.
     """
@@ -148,7 +148,6 @@ class Calibration:
             self._settle()
         elif not self._measured:  # another process may have measured meanwhile
             self._adopt(self._read())
-        self._later -= 1
         return self._rates
 
     @property
@@ -177,6 +176,7 @@ class Calibration:
             seconds: those that they took.
             at_most: whether `predicted` is an upper bound only.
         """
+        self._later -= 1
         if max(predicted, seconds) < _SHORT:
             return
         side = 0

@@ -193,11 +193,14 @@ class FewWindows:
         There it is held closely to a batch of the same size, with other windows in it.
         """
         step, total = together.perturbations or 1, together.grids[position].total
-        if step == 1 or total == 1:
-            return True
         window = total // 2
         window += (1 - window) % step  # neither the first nor, of four, the last in its batch
-        window = window if window < total else 1
+        window = window if window < total else min(1, total - 1)
+        if begun.place(window)[1] == 1:  # one of a larger batch, if there was one
+            window = max(begun.windows, key=lambda w: begun.place(w)[1])
+        place, size = begun.place(window)
+        if size == 1:
+            return True
 
         def again(windows: list[int], rows: int) -> Tensor:
             asked = replace(together, perturbations=rows)
@@ -208,7 +211,6 @@ class FewWindows:
         made, alone = begun.scores([window]), again([window], 1)
         allowed = tolerance(alone, reference)
         if _on_gpu(together):
-            place, size = begun.place(window)
             companions = [(window + 1) % total] * (size - 1)
             place = (place + 1) % size  # another one, where there is another
             moved = again([*companions[:place], window, *companions[place:]], size)

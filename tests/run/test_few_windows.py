@@ -349,6 +349,17 @@ def test_later_batches_are_as_large_as_there_is_room(
     assert max(calls.rows) == 4
 
 
+def test_large_batches_after_single_windows_are_looked_at_too(
+    as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_windows, "_ROWS_TOGETHER", {"cpu": 2})
+    monkeypatch.setattr(FewWindows, "_rows_that_fit", lambda few, untouched: 16)
+    calls, windows = Calls(network()), {"sliding_window_shapes": (2, 4, 4), "strides": (2, 2, 2)}
+    assert KryptonOcclusion(calls).heatmap(image(2), **windows).report.path == "naive"
+    # 25 windows of two examples: two by themselves, then eight at a time; one alone, and again.
+    assert calls.rows == [2, 2, 2, 16, 16, 14, 2, 16]
+
+
 def test_the_room_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     few = FewWindows(network())
     made = record(network(), (image(2),), (True,))
