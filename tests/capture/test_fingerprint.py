@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import pytest
@@ -100,7 +101,8 @@ def test_types(kind: str, dtype: torch.dtype) -> None:
 
 
 def test_a_chunk_after_the_first(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captum_krypton._kernels.hash_tensors._CHUNK", 8)
+    module = importlib.import_module("captum_krypton._kernels.hash_tensors")
+    monkeypatch.setattr(module, "_CHUNK", 8)
     tensor = torch.arange(100)
     before = HASHES[kind](tensor)
     assert HASHES[kind](tensor.roll(8)) != before
