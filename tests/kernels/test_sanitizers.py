@@ -22,6 +22,7 @@ TESTS = (
     "kernels/test_join_patches.py",
     "kernels/test_pool_patches.py",
     "kernels/test_gather_patches.py",
+    "kernels/test_hash_tensors.py",
 )
 
 
