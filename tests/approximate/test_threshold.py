@@ -89,7 +89,7 @@ def compare(case: Case, threshold: float, means: Means, dtype: torch.dtype, erro
         constants = prepare_constants(plan.analysis.graph, last)
         material = Material(plan, constants, {}, 0.0, last)
         untouched, _ = run_graph(plan.analysis.graph, constants, (image,), frozenset())
-        run = Execution(material, (image,), 0.0, lambda rows, _: rows, untouched)
+        run = Execution(material, (image,), 0.0, lambda rows, _: rows, lambda: untouched)
         scores = run.run(lambda rows: None)[0]
         for number in {0, plan.grid.total // 3, plan.grid.total // 2, plan.grid.total - 1}:
             index = np.unravel_index(number, plan.grid.counts)

@@ -39,7 +39,7 @@ def execution(
         call.inputs,
         baseline,
         lambda rows, image: rows,
-        network(*call.inputs).detach(),
+        lambda: network(*call.inputs).detach(),
     )
 
 
