@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_krypton import KryptonFeatureAblation, KryptonOcclusion, fills
-from captum_krypton._run import execution
+from captum_krypton._run import group
 
 WINDOWS = {"sliding_window_shapes": (2, 4, 4), "strides": (2, 2, 3)}
 OTHERS = torch.randn(3, 2, 12, 12, generator=torch.Generator().manual_seed(2))
@@ -103,13 +103,13 @@ def test_the_untouched_input_is_run_once(
     arguments = {"target": 1, **WINDOWS}
     inputs = images(2)
     krypton.heatmap(inputs, baselines=OTHERS[:1], **arguments)  # captured, planned, checked
-    bases, graph = [], execution.run_graph
+    bases, graph = [], group.run_graph
 
     def counted(*arguments: Any) -> Any:
         bases.append(arguments)
         return graph(*arguments)
 
-    monkeypatch.setattr(execution, "run_graph", counted)
+    monkeypatch.setattr(group, "run_graph", counted)
     before = network.calls
     krypton.heatmap(inputs, baselines=fills.average(OTHERS), **arguments)
     assert network.calls == before + 1

@@ -23,7 +23,7 @@ from .graph import Graph, Node, Value, ValueId, is_convolution
 __all__ = ["commute"]
 
 aten = torch.ops.aten
-_POOLS = ("aten.avg_pool2d", "aten.avg_pool3d")
+_POOLS = {"aten.avg_pool2d": 4, "aten.avg_pool3d": 5}  # and dimensions of what they pool
 _RECTIFIERS = ("aten.relu", "aten.relu6", "aten.sigmoid")
 
 
@@ -37,27 +37,25 @@ def _commute_one(graph: Graph) -> bool:
     """Reorders one pair; False where there is none. A reordered pair is none any more."""
     users, producers = graph.users(), graph.producers()
     for later in graph.nodes:
-        if not _is_pool(later) and not is_convolution(later):
+        if not (_is_pool(graph, later) or is_convolution(later)):
             continue
         earlier = producers.get(later.operands()[0])
-        if earlier is None or earlier.outputs[0] == graph.output:
+        if earlier is None or not (_is_pool(graph, earlier) or is_convolution(earlier)):
             continue
-        if not (_is_pool(earlier) or is_convolution(earlier)):
+        between = earlier.outputs[0]
+        if between == graph.output or len(users.get(between, ())) != 1:
             continue
-        if not _is_rectified(graph, producers, earlier.operands()[0]):
+        source = earlier.operands()[0]
+        if not _is_exact(graph, later) or not _is_rectified(producers, source):
             continue
-        if len(users.get(earlier.outputs[0], ())) != 1 or not _is_exact(graph, later):
-            continue
-        if not (_pools_cells(graph, earlier) or _pools_cells(graph, later)):
-            continue
-        if _is_pool(later) and (conv := _of_one_cell(graph, earlier)) is not None:
+        if _is_pool(graph, later) and (conv := _of_one_cell(graph, earlier)) is not None:
             same = conv.bias is None or _averages(later)
             same = same and _is_normalised(producers, conv.source)
             if same and _cells(graph, later.outputs[0]) < _cells(graph, conv.source):
                 _pool_first(graph, conv, later)
                 return True
-        elif _is_pool(earlier) and (conv := _of_one_cell(graph, later)) is not None:
-            source, output = earlier.operands()[0], later.outputs[0]
+        elif _is_pool(graph, earlier) and (conv := _of_one_cell(graph, later)) is not None:
+            output = later.outputs[0]
             fewer = graph.size(output, 1)[1] < graph.size(source, 1)[1]
             if fewer and _cells(graph, output) == _cells(graph, source):
                 _convolve_first(graph, earlier, conv)
@@ -92,18 +90,13 @@ def _of_one_cell(graph: Graph, node: Node) -> _OneCell | None:
     return _OneCell(node, source, None if bias is None else bias.id) if plain else None
 
 
-def _is_pool(node: Node) -> bool:
-    return node.name in _POOLS
-
-
-def _pools_cells(graph: Graph, node: Node) -> bool:
+def _is_pool(graph: Graph, node: Node) -> bool:
     """Whether it is a pooling of cells: of a value without a batch it would be one of channels."""
-    return _is_pool(node) and len(graph.shapes[node.operands()[0]]) == (
-        5 if node.name.endswith("3d") else 4
-    )
+    rank = _POOLS.get(node.name)
+    return rank is not None and len(graph.shapes[node.operands()[0]]) == rank
 
 
-def _is_rectified(graph: Graph, producers: dict[ValueId, Node], value: ValueId) -> bool:
+def _is_rectified(producers: dict[ValueId, Node], value: ValueId) -> bool:
     """Whether a value is known to have no number below zero."""
     node = producers.get(value)
     if node is None:
@@ -113,8 +106,8 @@ def _is_rectified(graph: Graph, producers: dict[ValueId, Node], value: ValueId) 
     if node.name in ("aten.clamp", "aten.clamp_min", "aten.hardtanh"):
         low = node.args[1] if len(node.args) > 1 else None
         return isinstance(low, (int, float)) and low >= 0
-    if node.name == "aten.cat" or "max_pool" in node.name or _is_pool(node):
-        return all(_is_rectified(graph, producers, v) for v in node.operands())
+    if node.name == "aten.cat" or "max_pool" in node.name or node.name in _POOLS:
+        return all(_is_rectified(producers, v) for v in node.operands())
     return False
 
 

@@ -23,7 +23,10 @@ class _Eager:
 
     The stance is the process's. Threads that each set and restored it would leave it as whoever
     came last had found it. Where nobody has imported the compiler, nothing is compiled, and it is
-    not imported either, which takes seconds: under a dispatch mode it leaves what it meets alone.
+    not imported for this either, which takes seconds.
+
+    Attributes:
+        holds: whether the compiler is told so.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,14 @@ from .convolve_patches import (
     winograd_limit,
     winograd_sizes,
 )
-from .cuda_graph import CudaGraph, GraphPool, alike, capture_stream, graph_settings
+from .cuda_graph import (
+    CudaGraph,
+    GraphPool,
+    alike,
+    capture_stream,
+    graph_settings,
+    operators_instead,
+)
 from .finish_block import compiled_finish, fastest_finish, plain_finish
 from .formats import PATCH_TYPES, in_channels_last
 from .gather_patches import gather_patches
@@ -64,6 +71,7 @@ __all__ = [
     "is_narrow",
     "join_block",
     "join_patches",
+    "operators_instead",
     "pack_transposed",
     "pack_weight",
     "panel_size",

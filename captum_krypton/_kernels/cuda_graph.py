@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
@@ -11,7 +12,15 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["CudaGraph", "GraphPool", "alike", "capture_stream", "graph_settings", "precision"]
+__all__ = [
+    "CudaGraph",
+    "GraphPool",
+    "alike",
+    "capture_stream",
+    "graph_settings",
+    "operators_instead",
+    "precision",
+]
 
 T = TypeVar("T")
 
@@ -60,6 +69,14 @@ class GraphPool:
     def __init__(self) -> None:
         self.handle = torch.cuda.graph_pool_handle()
         self.usable = True
+
+
+def operators_instead(pool: GraphPool, what: str, reason: str) -> None:
+    """Gives a pool up, and warns that `what` operators are launched one by one, and why."""
+    pool.usable = False
+    warnings.warn(
+        f"{what} operators are launched one by one: {reason}", RuntimeWarning, stacklevel=3
+    )
 
 
 _CAPTURES = threading.Lock()  # one at a time in a process

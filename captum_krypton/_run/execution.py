@@ -19,7 +19,6 @@ from .batches import Batches, GroupRun, RunStatistics
 from .begun import Begun
 from .group import Material, Selection, WindowGroup
 from .head import Head
-from .interpreter import run_graph
 from .layout import in_layout
 from .replay_cache import ReplayCache
 
@@ -150,9 +149,7 @@ class Execution:
         analysis = self.plan.analysis
         if self.bases is not None and (found := self.bases.get(id(analysis))) is not None:
             return found[1:]
-        inputs = self._inputs(images)
-        output, kept = run_graph(analysis.graph, self.material.constants, inputs, analysis.kept)
-        kept[analysis.occluded] = inputs[analysis.graph.inputs.index(analysis.occluded)]
+        output, kept = self.material.untouched(self._inputs(images))
         if self.bases is not None and self.images <= self.plan.images:  # else memory is short
             self.bases[id(analysis)] = analysis, output, kept
         return output, kept

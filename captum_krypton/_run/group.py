@@ -18,6 +18,7 @@ from .._operators import Algorithm, Box, Boxes, Dims, Frame, Integers, Kind, num
 from .._plan import GroupPlan, Plan
 from .base import Base
 from .head import frontier
+from .interpreter import run_graph
 from .layout import from_block, to_block
 
 __all__ = ["Material", "Selection", "WindowGroup"]
@@ -50,6 +51,17 @@ class Material:
     channels_last: bool
     own_mean: bool = False
     compiles: bool = False
+
+    def untouched(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[ValueId, Tensor]]:
+        """The graph's output for untouched inputs, and the values that windows read.
+
+        Args:
+            inputs: the batched inputs, in the layout of activations.
+        """
+        analysis = self.plan.analysis
+        output, kept = run_graph(analysis.graph, self.constants, inputs, analysis.kept)
+        kept[analysis.occluded] = inputs[analysis.graph.inputs.index(analysis.occluded)]
+        return output, kept
 
     @cached_property
     def frontier(self) -> tuple[ValueId, ...]:

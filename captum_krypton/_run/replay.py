@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._capture import ValueId
-from .._kernels import CudaGraph, GraphPool, alike, capture_stream
+from .._kernels import CudaGraph, GraphPool, alike, capture_stream, operators_instead
 from .batches import Batch, Batches, GroupRun, RunStatistics, out_of_memory
 from .head import run_head
 
@@ -151,10 +150,4 @@ class ReplayedGroup:
         return [table for table in tables if table.shape[1] == most]
 
     def _refuse(self, reason: str) -> None:
-        self.pool.usable = False
-        warnings.warn(
-            f"a batch cannot be replayed as a CUDA graph, its operators are launched one by one: "
-            f"{reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        operators_instead(self.pool, "a batch cannot be replayed as a CUDA graph, its", reason)

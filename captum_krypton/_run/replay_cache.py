@@ -79,9 +79,8 @@ class ReplayCache:
         def take() -> Replays:
             fill = base.kept.get(FILL)
             original = base.kept[material.plan.analysis.occluded]
-            found = self._find(self._key(material, original, fill))
-            if found is None:
-                found = self._keep(self._key(material, original, fill), Replays(material, base))
+            key = self._key(material, original, fill)
+            found = self._find(key) or self._keep(key, Replays(material, base))
             found.load(base)
             return found
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from .._kernels import CudaGraph, GraphPool, alike, capture_stream
+from .._kernels import CudaGraph, GraphPool, alike, capture_stream, operators_instead
 from .base import FILL, Base
 from .group import Material
-from .interpreter import run_graph
 
 __all__ = ["ReplayedBase"]
 
@@ -48,11 +45,9 @@ class ReplayedBase:
         return output
 
     def _made(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        analysis, kept = self.material.plan.analysis, self.base.kept
-        output, made = run_graph(analysis.graph, self.material.constants, inputs, analysis.kept)
-        made[analysis.occluded] = inputs[analysis.graph.inputs.index(analysis.occluded)]
+        output, made = self.material.untouched(inputs)
         for value, tensor in made.items():
-            kept[value].copy_(tensor)
+            self.base.kept[value].copy_(tensor)
         return output
 
     def _captured(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -82,10 +77,5 @@ class ReplayedBase:
         return expected
 
     def _refuse(self, reason: str) -> None:
-        self._pool.usable = False
-        warnings.warn(
-            f"the untouched inputs cannot be replayed as a CUDA graph, their operators are "
-            f"launched one by one: {reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        what = "the untouched inputs cannot be replayed as a CUDA graph, their"
+        operators_instead(self._pool, what, reason)
